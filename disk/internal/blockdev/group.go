@@ -1,0 +1,211 @@
+package blockdev
+
+import (
+	"fmt"
+	"sync"
+	"time"
+)
+
+// NewGroup makes a group of devices of one kind: simulated disks of one World run in that world, memory disks are copied in
+// the caller's goroutine, files and block devices use io_uring where the kernel and the container's seccomp profile allow
+// it, and otherwise a pool of blocking calls. Kind and Reason tell the choice.
+func NewGroup(devs []Device, opt GroupOptions) (Group, error) {
+	if len(devs) == 0 || len(devs) > MaxGroup {
+		return nil, fmt.Errorf("group %d devices: %w: 1 to %d are possible", len(devs), ErrInvalid, MaxGroup)
+	}
+	if opt.Prefer != "" && opt.Prefer != "uring" && opt.Prefer != "pool" {
+		return nil, fmt.Errorf("group devices: unknown preference %q", opt.Prefer)
+	}
+	opt.setDefaults()
+	b := base{opt: opt}
+	counts := map[string]int{}
+	for _, d := range devs {
+		l := d.Limits()
+		counts[l.Kind]++
+		m := member{Device: d, path: d.Path(), size: l.Size, counters: &counters{}}
+		if c, ok := d.(interface{ stat() *counters }); ok {
+			m.counters = c.stat()
+		}
+		b.devs = append(b.devs, m)
+	}
+	switch {
+	case opt.Prefer == "pool":
+		return newPool(b, "preferred by configuration"), nil
+	case counts["mem"] == len(devs):
+		b.reason = "memory needs no waiting"
+		return &memGroup{base: b}, nil
+	}
+	return newUringOrPool(b), nil
+}
+
+func (o *GroupOptions) setDefaults() {
+	if o.ReadTimeout == 0 {
+		o.ReadTimeout = DefaultTimeout
+	}
+	if o.WriteTimeout == 0 {
+		o.WriteTimeout = DefaultTimeout
+	}
+	if o.Workers <= 0 {
+		o.Workers = DefaultWorkers
+	}
+	if o.Rings <= 0 {
+		o.Rings = DefaultRings
+	}
+}
+
+// newUringOrPool makes a uring group, or a pool that says why not.
+func newUringOrPool(b base) Group {
+	files := make([]*fileDevice, len(b.devs))
+	for i, d := range b.devs {
+		f, ok := d.Device.(*fileDevice)
+		if !ok {
+			return newPool(b, fmt.Sprintf("%s has no file descriptor", d.path))
+		}
+		files[i] = f
+	}
+	g, err := newUring(b, files)
+	if err != nil {
+		return newPool(b, fmt.Sprintf("io_uring not usable: %v", err))
+	}
+	return g
+}
+
+// base is what all groups share.
+type base struct {
+	devs   []member
+	opt    GroupOptions
+	reason string
+}
+
+// member is a device and what every operation asks of it.
+type member struct {
+	Device
+	path     string
+	size     int64
+	counters *counters   // the device's own, where it has some
+	file     *fileDevice // in a uring group
+}
+
+func (b *base) Device(i int) Device { return b.devs[i].Device }
+func (b *base) Len() int            { return len(b.devs) }
+func (b *base) Reason() string      { return b.reason }
+
+// reset clears the results of a batch and finds programmer errors in it.
+func (b *base) reset(ops []Op) error {
+	for i := range ops {
+		op := &ops[i]
+		op.Err, op.Stuck, op.hold = nil, false, nil
+		if op.Dev < 0 || op.Dev >= len(b.devs) {
+			return fmt.Errorf("run batch: op %d: device %d of %d: %w", i, op.Dev, len(b.devs), ErrInvalid)
+		}
+		if err := checkRange(b.devs[op.Dev].path, op.Buf, op.Off, b.devs[op.Dev].size); err != nil {
+			return fmt.Errorf("run batch: op %d: %w", i, err)
+		}
+	}
+	return nil
+}
+
+// timeout is how long op may take; 0 is for ever.
+func (b *base) timeout(op *Op) time.Duration {
+	if op.Write {
+		return max(b.opt.WriteTimeout, 0)
+	}
+	return max(b.opt.ReadTimeout, 0)
+}
+
+// perform runs op on its device, waiting for as long as it takes.
+func (b *base) perform(op *Op) {
+	if op.Write {
+		op.Err = b.devs[op.Dev].WriteAt(op.Buf, op.Off, op.Durable)
+	} else {
+		op.Err = b.devs[op.Dev].ReadAt(op.Buf, op.Off)
+	}
+}
+
+// memGroup copies in the caller's goroutine: what remains of a batch's cost is the caller's own.
+type memGroup struct{ base }
+
+func (g *memGroup) Kind() string { return "mem" }
+func (g *memGroup) Close() error { return nil }
+
+func (g *memGroup) Run(ops []Op) error {
+	if err := g.reset(ops); err != nil {
+		return err
+	}
+	for i := range ops {
+		g.perform(&ops[i])
+	}
+	return nil
+}
+
+// expire gives op, which has not completed in time, its result. hold is nil when nothing holds its buffer.
+func (b *base) expire(op *Op, h *hold) {
+	m := &b.devs[op.Dev]
+	verb, after := "read", b.opt.ReadTimeout
+	if op.Write {
+		verb, after = "write", b.opt.WriteTimeout
+	}
+	op.Err = fmt.Errorf("%s %s: %d bytes at %d after %v: %w", verb, m.path, len(op.Buf), op.Off, after, ErrTimeout)
+	m.counters.timeout(op.Write)
+	if h != nil {
+		op.Stuck, op.hold = true, h
+		m.counters.stuck.Add(1)
+	}
+}
+
+// hung gives op its result at once when its device already holds on to too many.
+func (b *base) hung(op *Op) bool {
+	m := &b.devs[op.Dev]
+	if m.counters.stuck.Load() < maxStuck {
+		return false
+	}
+	op.Err = fmt.Errorf("access %s: hung, %d operations never completed: %w", m.path, maxStuck, ErrTimeout)
+	m.counters.timeout(op.Write)
+	return true
+}
+
+// lifetime ends a group: it counts what runs, and refuses more after close.
+type lifetime struct {
+	mu     sync.Mutex
+	closed bool // guarded by mu
+	wg     sync.WaitGroup
+}
+
+// enter counts one more, until leave.
+func (l *lifetime) enter() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return fmt.Errorf("run batch: group %w", ErrClosed)
+	}
+	l.wg.Add(1)
+	return nil
+}
+
+func (l *lifetime) isClosed() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.closed
+}
+
+func (l *lifetime) leave() { l.wg.Done() }
+
+// close refuses more and waits for what runs, up to closeGrace. What the kernel holds longer cannot be ended by anyone: the
+// goroutine that waits for it stays, and with it the memory the kernel may touch.
+func (l *lifetime) close() error {
+	l.mu.Lock()
+	again := l.closed
+	l.closed = true
+	l.mu.Unlock()
+	if again {
+		return fmt.Errorf("close group: %w", ErrClosed)
+	}
+	idle := make(chan struct{})
+	go func() { l.wg.Wait(); close(idle) }()
+	select {
+	case <-idle:
+		return nil
+	case <-time.After(closeGrace):
+		return fmt.Errorf("close group: operations still in flight: %w", ErrTimeout)
+	}
+}

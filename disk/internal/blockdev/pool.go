@@ -1,0 +1,222 @@
+package blockdev
+
+import (
+	"sync"
+	"time"
+)
+
+// poolGroup runs operations as blocking calls on a bounded number of goroutines per device. It is the fallback where io_uring
+// is forbidden, as under the default seccomp profiles of Docker and containerd.
+type poolGroup struct {
+	base
+	life    lifetime
+	queues  []queue
+	batches sync.Pool // of *batch without results in waiting
+}
+
+// queue is what waits for one device. Workers start when there is work and end when there is none. A device that hangs
+// occupies its own workers only.
+type queue struct {
+	mu      sync.Mutex // guards the fields below; a batch's mu may be taken under it, not the reverse
+	jobs    []*job     // bounded by the callers of Run, each of which waits for its own
+	workers int
+}
+
+// batch is one Run in flight.
+type batch struct {
+	mu      sync.Mutex // guards left, expired, and state, hold and results of the jobs
+	left    int        // jobs neither done nor expired
+	expired int
+	done    chan struct{} // gets a value when a job that is done makes left 0
+	jobs    []job
+	timer   *time.Timer
+}
+
+// job is one operation of a batch. It has its own copy of the Op, as it may outlast the caller's.
+type job struct {
+	op    Op
+	batch *batch
+	state jobState
+}
+
+type jobState uint8
+
+const (
+	jobQueued jobState = iota
+	jobRunning
+	jobDone
+	jobExpired // its caller has left
+)
+
+func newPool(b base, reason string) *poolGroup {
+	b.reason = reason
+	g := &poolGroup{base: b, queues: make([]queue, len(b.devs))}
+	g.batches.New = func() any {
+		t := time.NewTimer(time.Hour)
+		t.Stop()
+		return &batch{done: make(chan struct{}, 1), timer: t}
+	}
+	return g
+}
+
+func (g *poolGroup) Kind() string { return "pool" }
+func (g *poolGroup) Close() error { return g.life.close() }
+
+func (g *poolGroup) Run(ops []Op) error {
+	if err := g.reset(ops); err != nil || len(ops) == 0 {
+		return err
+	}
+	if err := g.life.enter(); err != nil {
+		return err
+	}
+	defer g.life.leave()
+	if len(ops) == 1 && g.timeout(&ops[0]) == 0 {
+		g.perform(&ops[0])
+		return nil
+	}
+	b := g.batches.Get().(*batch)
+	b.jobs = append(b.jobs[:0], make([]job, len(ops))...)
+	b.left = len(ops)
+	start := time.Now()
+	for i := range ops {
+		b.jobs[i] = job{op: ops[i], batch: b}
+	}
+	for i := range ops {
+		g.enqueue(&b.jobs[i])
+	}
+	clean := g.await(b, start)
+	b.mu.Lock()
+	for i := range ops {
+		ops[i] = b.jobs[i].op
+	}
+	b.mu.Unlock()
+	if clean { // otherwise workers still use it
+		clear(b.jobs)
+		g.batches.Put(b)
+	}
+	return nil
+}
+
+// enqueue hands j to a worker of its device.
+func (g *poolGroup) enqueue(j *job) {
+	if g.hung(&j.op) {
+		j.complete(jobQueued, j.op.Err)
+		return
+	}
+	q := &g.queues[j.op.Dev]
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.jobs = append(q.jobs, j)
+	if q.workers < g.opt.Workers {
+		q.workers++
+		g.life.wg.Add(1) // under the count of the Run that enqueues
+		go g.work(q)
+	}
+}
+
+// work performs jobs of q until there are none.
+func (g *poolGroup) work(q *queue) {
+	defer g.life.leave()
+	for {
+		q.mu.Lock()
+		if len(q.jobs) == 0 {
+			q.workers--
+			q.jobs = nil
+			q.mu.Unlock()
+			return
+		}
+		j := q.jobs[0]
+		q.jobs[0] = nil
+		q.jobs = q.jobs[1:]
+		q.mu.Unlock()
+		if op, ok := j.claim(); ok {
+			g.perform(&op)
+			if h := j.complete(jobRunning, op.Err); h != nil {
+				g.devs[op.Dev].counters.stuck.Add(-1)
+				h.release()
+			}
+		}
+	}
+}
+
+// claim starts j for a worker; false when its caller has left and its buffer with it.
+func (j *job) claim() (Op, bool) {
+	j.batch.mu.Lock()
+	defer j.batch.mu.Unlock()
+	if j.state != jobQueued {
+		return Op{}, false
+	}
+	j.state = jobRunning
+	return j.op, true
+}
+
+// complete ends j with its result, or returns the hold to release when it comes too late.
+func (j *job) complete(from jobState, err error) *hold {
+	b := j.batch
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if j.state != from {
+		return j.op.hold
+	}
+	j.state, j.op.Err = jobDone, err
+	if b.left--; b.left == 0 {
+		b.done <- struct{}{}
+	}
+	return nil
+}
+
+// await waits until all jobs of b are done or past their deadlines, and reports whether all are done.
+func (g *poolGroup) await(b *batch, start time.Time) bool {
+	for {
+		deadline := g.nextDeadline(b)
+		if deadline == 0 {
+			<-b.done
+			return b.expired == 0
+		}
+		b.timer.Reset(deadline - time.Since(start))
+		select {
+		case <-b.done:
+			b.timer.Stop()
+			return b.expired == 0
+		case <-b.timer.C:
+		}
+		if g.expireJobs(b, time.Since(start)) {
+			return false
+		}
+	}
+}
+
+// nextDeadline is the earliest deadline of the open jobs, counted from the start of b; 0 when none has one.
+func (g *poolGroup) nextDeadline(b *batch) (first time.Duration) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for i := range b.jobs {
+		j := &b.jobs[i]
+		if t := g.timeout(&j.op); j.state <= jobRunning && t > 0 && (first == 0 || t < first) {
+			first = t
+		}
+	}
+	return first
+}
+
+// expireJobs gives up on the open jobs whose deadline has passed, and reports whether that leaves none open.
+func (g *poolGroup) expireJobs(b *batch, now time.Duration) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	before := b.left
+	for i := range b.jobs {
+		j := &b.jobs[i]
+		if t := g.timeout(&j.op); j.state > jobRunning || t == 0 || now < t {
+			continue
+		}
+		var h *hold
+		if j.state == jobRunning {
+			h = &hold{}
+		}
+		g.expire(&j.op, h)
+		j.state = jobExpired
+		b.left--
+		b.expired++
+	}
+	return before > 0 && b.left == 0
+}
