@@ -1,5 +1,5 @@
-// Package listener prepares accepted connections for net/http: it bounds their number, lets the TLS records of one Write leave
-// together, and cuts off clients that stop moving bytes.
+// Package listener prepares accepted connections for net/http: it bounds their number, and lets the TLS records of one Write
+// leave together.
 //
 // crypto/tls makes one system call per record of 16 KiB. Gathering two records per call saves about 10 % of the CPU time of a
 // download over TLS (BenchmarkTLS); gathering more costs it again, as the kernel then allocates larger pages. A read buffer

@@ -2,7 +2,6 @@ package listener
 
 import (
 	"bytes"
-	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -40,7 +39,7 @@ func testCert(tb testing.TB) tls.Certificate {
 }
 
 // serve starts a server as the daemon does and returns its URL and a client for it.
-func serve(tb testing.TB, h http.Handler, opt Options, stall time.Duration, useTLS bool) (string, *http.Client) {
+func serve(tb testing.TB, h http.Handler, opt Options, useTLS bool) (string, *http.Client) {
 	tb.Helper()
 	inner, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -52,7 +51,7 @@ func serve(tb testing.TB, h http.Handler, opt Options, stall time.Duration, useT
 		ln = tls.NewListener(ln, &tls.Config{Certificates: []tls.Certificate{testCert(tb)}, DynamicRecordSizingDisabled: true})
 		url = "https://" + inner.Addr().String()
 	}
-	srv := &http.Server{Handler: Handler(h, stall), ConnContext: ConnContext}
+	srv := &http.Server{Handler: Handler(h), ConnContext: ConnContext}
 	go srv.Serve(ln)
 	tr := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableCompression: true, WriteBufferSize: 64 << 10}
 	tb.Cleanup(func() {
@@ -83,7 +82,7 @@ func TestEcho(t *testing.T) {
 	for _, gathered := range []bool{false, true} {
 		for _, useTLS := range []bool{false, true} {
 			t.Run(fmt.Sprintf("gather=%v,tls=%v", gathered, useTLS), func(t *testing.T) {
-				url, client := serve(t, http.HandlerFunc(echo), Options{Gather: gathered, MaxConns: 16}, time.Minute, useTLS)
+				url, client := serve(t, http.HandlerFunc(echo), Options{Gather: gathered, MaxConns: 16}, useTLS)
 				var wg sync.WaitGroup
 				for g := range 8 {
 					wg.Go(func() {
@@ -159,70 +158,6 @@ func TestMaxConns(t *testing.T) {
 	}
 }
 
-// A client that stops sending, and one that stops receiving, are cut.
-func TestStall(t *testing.T) {
-	result := make(chan error, 1)
-	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.Method == http.MethodPut {
-			_, err := io.Copy(io.Discard, r.Body)
-			result <- err
-			return
-		}
-		var err error
-		for err == nil {
-			_, err = w.Write(make([]byte, 1<<20))
-		}
-		result <- err
-	})
-	url, client := serve(t, h, Options{Gather: true}, 50*time.Millisecond, true)
-	for _, method := range []string{http.MethodPut, http.MethodGet} {
-		ctx, cancel := context.WithCancel(t.Context())
-		pr, pw := io.Pipe()
-		go func() {
-			var body io.Reader
-			if method == http.MethodPut {
-				body = pr
-			}
-			req, _ := http.NewRequestWithContext(ctx, method, url, body)
-			if resp, err := client.Do(req); err == nil {
-				defer resp.Body.Close()
-				<-ctx.Done()
-			}
-		}()
-		if method == http.MethodPut {
-			pw.Write([]byte("some"))
-		}
-		if err := <-result; !errors.Is(err, os.ErrDeadlineExceeded) {
-			t.Errorf("%s: stalled transfer ended with %v", method, err)
-		}
-		pw.Close()
-		cancel()
-	}
-}
-
-// A handler may work for longer than the stall time before and after it moves bytes.
-func TestSlowHandlerIsNoStall(t *testing.T) {
-	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		time.Sleep(80 * time.Millisecond)
-		echo(w, r)
-		time.Sleep(80 * time.Millisecond)
-	})
-	url, client := serve(t, h, Options{Gather: true}, 40*time.Millisecond, true)
-	for i := range 3 {
-		req, _ := http.NewRequestWithContext(t.Context(), http.MethodPut, url, bytes.NewReader(make([]byte, 100<<10)))
-		req.Header.Set("Expect", "100-continue")
-		resp, err := client.Do(req)
-		if err != nil {
-			t.Fatalf("request %d: %v", i, err)
-		}
-		n, err := io.Copy(io.Discard, resp.Body)
-		resp.Body.Close()
-		if n != 100<<10 || err != nil {
-			t.Fatalf("request %d: %d bytes, %v", i, n, err)
-		}
-	}
-}
-
 // BenchmarkTLS downloads through TLS; server-cpu-s/GB is the CPU time of the server alone: the client is a process of its own.
 func BenchmarkTLS(b *testing.B) {
 	const size = 64 << 20
@@ -235,7 +170,7 @@ func BenchmarkTLS(b *testing.B) {
 	})
 	for _, gather := range []bool{false, true} {
 		b.Run(fmt.Sprintf("gather=%v", gather), func(b *testing.B) {
-			url, _ := serve(b, h, Options{Gather: gather}, time.Minute, true)
+			url, _ := serve(b, h, Options{Gather: gather}, true)
 			b.SetBytes(size)
 			before := cpu()
 			cmd := exec.CommandContext(b.Context(), os.Args[0], "-test.run", "^TestDownload$")
