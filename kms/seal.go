@@ -1,0 +1,62 @@
+package kms
+
+import (
+	"encoding/binary"
+	"fmt"
+)
+
+// MaxSecretLen bounds what SealSecret seals and MaxLabelLen its labels, in bytes.
+const (
+	MaxSecretLen = 64 << 10
+	MaxLabelLen  = 255
+)
+
+const (
+	sealedVersion = 1
+	sealedHeader  = 1 + 4
+)
+
+// SealSecret seals a small secret of the system, such as the root credentials, under the current epoch. It opens only with the
+// same label in the same array. Errors: ErrLimit, ErrClosed.
+func (k *Keyring) SealSecret(label string, p []byte) ([]byte, error) {
+	if len(p) > MaxSecretLen || len(label) > MaxLabelLen {
+		return nil, fmt.Errorf("seal secret: label of %d and secret of %d bytes: %w", len(label), len(p), ErrLimit)
+	}
+	number := k.CurrentEpoch()
+	e, err := k.epoch(number)
+	if err != nil {
+		return nil, fmt.Errorf("seal secret %s: %w", label, err)
+	}
+	out := append(make([]byte, 0, sealedHeader+len(p)+boxOverhead), sealedVersion)
+	out = binary.BigEndian.AppendUint32(out, number)
+	defer e.secret.release()
+	return appendBox(out, &wrapLabels, e.secret.acquire(), p, k.secretAAD(number, label)), nil
+}
+
+// OpenSecret opens what SealSecret made with the same label. The caller wipes the result when done. Errors: ErrCorrupt,
+// ErrVersion, ErrNoEpoch, ErrClosed.
+func (k *Keyring) OpenSecret(label string, sealed []byte) ([]byte, error) {
+	if len(sealed) > 0 && sealed[0] != sealedVersion {
+		return nil, fmt.Errorf("open secret %s: version %d: %w", label, sealed[0], ErrVersion)
+	}
+	if len(sealed) < sealedHeader+boxOverhead || len(sealed) > sealedHeader+boxOverhead+MaxSecretLen || len(label) > MaxLabelLen {
+		return nil, fmt.Errorf("open secret %s: %d bytes: %w", label, len(sealed), ErrCorrupt)
+	}
+	number := binary.BigEndian.Uint32(sealed[1:])
+	e, err := k.epoch(number)
+	if err != nil {
+		return nil, fmt.Errorf("open secret %s: %w", label, err)
+	}
+	defer e.secret.release()
+	p, err := openBox(nil, &wrapLabels, e.secret.acquire(), sealed[sealedHeader:], k.secretAAD(number, label))
+	if err != nil {
+		return nil, fmt.Errorf("open secret %s: %w", label, asCorrupt(err))
+	}
+	return p, nil
+}
+
+func (k *Keyring) secretAAD(epoch uint32, label string) []byte {
+	aad := append([]byte("coffer secret v1"), k.arrayID[:]...)
+	aad = binary.BigEndian.AppendUint32(aad, epoch)
+	return append(aad, label...)
+}
