@@ -6,7 +6,8 @@
 // the exact length, the final chunk, the announced trailers, and that nothing follows. The bytes of a signed chunk of at most
 // MaxBufferedChunk are released only after its signature held; those of a larger one as they arrive, but never the last of
 // them. So a reader that stores all Size bytes, or one that reads to io.EOF, has a verified body, and on any error it must make
-// nothing of the body visible. An empty body is verified by the first Read: read it to io.EOF too.
+// nothing of the body visible. Two kinds are verified only by the Read that returns io.EOF: an empty body, and a plain one whose
+// size is not known.
 //
 // It does not check the checksums in the trailer (the caller computes those over what it read), does not bound the size of a
 // body, and accepts chunks below AWS's minimum of 8 KiB.
@@ -98,8 +99,8 @@ func parseAnnounced(values []string) ([]string, error) {
 // plain is a body that is not aws-chunked. Its digest, if one was signed, is checked before the last byte is released.
 type plain struct {
 	src  io.Reader
-	size int64 // -1: unknown
-	left int64
+	size int64     // -1: unknown
+	left int64     // meaningless if size is unknown
 	hash hash.Hash // nil: unsigned
 	want [sha256.Size]byte
 	err  error
@@ -114,20 +115,18 @@ func (b *plain) Read(p []byte) (int, error) {
 	}
 	var n int
 	var err error
-	if b.left != 0 {
-		n, err = b.src.Read(p)
+	if b.size >= 0 { // net/http ends the body there; other sources are cut
+		p = p[:min(int64(len(p)), b.left)]
 	}
-	if b.size >= 0 {
-		if b.left -= int64(n); b.left < 0 {
-			b.err = refuse(sigv4.IncompleteBody, "The request body is longer than its Content-Length.")
-			return 0, b.err
-		}
+	if len(p) > 0 {
+		n, err = b.src.Read(p)
+		b.left -= int64(n)
 	}
 	if b.hash != nil {
 		b.hash.Write(p[:n])
 	}
 	switch {
-	case b.left == 0 || err == io.EOF && b.size < 0:
+	case b.size >= 0 && b.left == 0 || b.size < 0 && err == io.EOF:
 		if b.err = b.verify(); b.err != io.EOF {
 			return 0, b.err
 		}

@@ -10,6 +10,7 @@ import (
 	"io"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 
 	"coffer/s3/internal/sigv4"
@@ -188,8 +189,9 @@ func (d *decoder) finish() error {
 	if err := d.verifyChunk(); err != nil {
 		return err
 	}
+	var trailer http.Header
 	if d.withTrailer {
-		err = d.readTrailer()
+		trailer, err = d.readTrailer()
 	} else {
 		err = d.readCRLF()
 	}
@@ -200,6 +202,7 @@ func (d *decoder) finish() error {
 	case nil:
 		return malformed("data after its end")
 	case io.EOF:
+		d.trailer = trailer
 		return io.EOF
 	default:
 		return readError(err)
@@ -269,18 +272,8 @@ func parseHeader(line []byte, signed bool) (size int64, sig []byte, err error) {
 		return 0, nil, malformed("chunk header not ended by CRLF")
 	}
 	digits, ext, hasExt := bytes.Cut(line, []byte(";"))
-	if len(digits) == 0 || len(digits) > maxSizeDigits {
-		return 0, nil, malformed("bad chunk size")
-	}
-	var u uint64
-	for _, c := range digits {
-		v, ok := unhex(c)
-		if !ok {
-			return 0, nil, malformed("bad chunk size")
-		}
-		u = u<<4 | uint64(v)
-	}
-	if u > 1<<63-1 {
+	u, err := strconv.ParseUint(string(digits), 16, 63)
+	if err != nil || len(digits) > maxSizeDigits {
 		return 0, nil, malformed("bad chunk size")
 	}
 	if signed {
@@ -296,18 +289,6 @@ func parseHeader(line []byte, signed bool) (size int64, sig []byte, err error) {
 	return int64(u), nil, nil
 }
 
-func unhex(c byte) (byte, bool) {
-	switch {
-	case '0' <= c && c <= '9':
-		return c - '0', true
-	case 'a' <= c && c <= 'f':
-		return c - 'a' + 10, true
-	case 'A' <= c && c <= 'F':
-		return c - 'A' + 10, true
-	}
-	return 0, false
-}
-
 func printable(b []byte) bool {
 	for _, c := range b {
 		if c < ' ' && c != '\t' || c > '~' {
@@ -319,28 +300,28 @@ func printable(b []byte) bool {
 
 // readTrailer reads the trailers and the empty line that ends them, and verifies their signature. Each announced trailer must
 // come exactly once, no other may.
-func (d *decoder) readTrailer() error {
+func (d *decoder) readTrailer() (http.Header, error) {
 	trailer, sig, budget := make(http.Header), "", maxTrailerSize
 	for {
 		line, err := d.readLine(budget)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		if bytes.Equal(line, crlf) {
 			break
 		}
 		if sig != "" {
-			return badTrailer() // the signature is the last
+			return nil, badTrailer() // the signature is the last
 		}
 		budget -= len(line)
 		line, ok := bytes.CutSuffix(line, crlf)
 		name, value, err := parseTrailer(bytes.TrimSuffix(line, crlf[1:]))
 		if err != nil {
-			return err
+			return nil, err
 		}
 		if !ok {
 			if err := d.readCRLF(); err != nil {
-				return err
+				return nil, err
 			}
 		}
 		if d.signer != nil && name == signatureName {
@@ -349,18 +330,14 @@ func (d *decoder) readTrailer() error {
 		}
 		key := http.CanonicalHeaderKey(name)
 		if !slices.Contains(d.announced, name) || trailer[key] != nil {
-			return badTrailer()
+			return nil, badTrailer()
 		}
 		trailer[key] = []string{value}
 	}
 	if len(trailer) != len(d.announced) {
-		return badTrailer()
+		return nil, badTrailer()
 	}
-	if err := d.verifyTrailer(trailer, sig); err != nil {
-		return err
-	}
-	d.trailer = trailer
-	return nil
+	return trailer, d.verifyTrailer(trailer, sig)
 }
 
 // verifyTrailer compares the signature of the trailers, which covers them as sorted lines "name:value\n".
