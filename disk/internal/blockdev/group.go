@@ -29,6 +29,10 @@ func NewGroup(devs []Device, opt GroupOptions) (Group, error) {
 		b.devs = append(b.devs, m)
 	}
 	switch {
+	case counts["sim"] == len(devs):
+		return newSimGroup(b)
+	case counts["sim"] > 0:
+		return nil, fmt.Errorf("group devices: %w: simulated and real ones", ErrInvalid)
 	case opt.Prefer == "pool":
 		return newPool(b, "preferred by configuration"), nil
 	case counts["mem"] == len(devs):
@@ -123,15 +127,22 @@ func (b *base) perform(op *Op) {
 }
 
 // memGroup copies in the caller's goroutine: what remains of a batch's cost is the caller's own.
-type memGroup struct{ base }
+type memGroup struct {
+	base
+	life lifetime
+}
 
 func (g *memGroup) Kind() string { return "mem" }
-func (g *memGroup) Close() error { return nil }
+func (g *memGroup) Close() error { return g.life.close() }
 
 func (g *memGroup) Run(ops []Op) error {
 	if err := g.reset(ops); err != nil {
 		return err
 	}
+	if err := g.life.enter(); err != nil {
+		return err
+	}
+	defer g.life.leave()
 	for i := range ops {
 		g.perform(&ops[i])
 	}
