@@ -1,0 +1,383 @@
+package s3
+
+import (
+	"errors"
+	"hash"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+
+	"coffer/object"
+)
+
+// maxUploadID bounds an upload id from a client; the store's are shorter.
+const maxUploadID = 256
+
+// uploadID reads the id of an upload from the query.
+func (c *call) uploadID() (string, error) {
+	id := c.query.Get("uploadId")
+	if id == "" || len(id) > maxUploadID {
+		return "", errNoSuchUpload.with(errorDetail{UploadID: id[:min(len(id), maxUploadID)]})
+	}
+	return id, nil
+}
+
+func (s *Server) createUpload(c *call) error {
+	h := c.r.Header
+	var opt object.UploadOptions
+	var err error
+	if opt.Meta, err = parseMeta(h); err != nil {
+		return err
+	}
+	if opt.SSE, err = writeSSE(c.r); err != nil {
+		return err
+	}
+	if opt.Checksum, opt.Composite, err = uploadChecksum(h); err != nil {
+		return err
+	}
+	u, err := s.opt.Store.CreateUpload(c.ctx, c.bucket, c.key, opt)
+	if err != nil {
+		return err
+	}
+	out := c.w.Header()
+	setSSE(out, u.SSE)
+	if opt.Checksum != object.AlgoNone {
+		set(out, "x-amz-checksum-algorithm", algoName(opt.Checksum))
+		set(out, "x-amz-checksum-type", uploadType(opt.Checksum, opt.Composite))
+	}
+	return c.xml(createUploadXML{Bucket: c.bucket, Key: xmlText(c.key), UploadID: u.ID})
+}
+
+func uploadType(algo object.Algo, composite bool) string {
+	return checksumType(object.Checksum{Algo: algo, Composite: composite})
+}
+
+// part reads what UploadPart and UploadPartCopy have in common.
+func (c *call) part() (id string, number int, sse object.SSE, err error) {
+	if id, err = c.uploadID(); err != nil {
+		return
+	}
+	if number, err = c.partNumber(); err != nil {
+		return
+	}
+	sse, err = readSSE(c.r)
+	return
+}
+
+func (s *Server) uploadPart(c *call) error {
+	id, number, sse, err := c.part()
+	if err != nil {
+		return err
+	}
+	u, err := c.newUpload(object.MaxPartSize)
+	if err != nil {
+		return err
+	}
+	opt := object.PartOptions{Size: u.size, SSE: sse, NeedMD5: u.claim.md5 != nil, Check: u.check}
+	var src io.Reader = c.body
+	if u.claim.alg != nil {
+		if src, err = s.partChecksum(c, id, u, &opt); err != nil {
+			return err
+		}
+	}
+	p, err := s.opt.Store.PutPart(c.ctx, c.bucket, c.key, id, number, src, opt)
+	if err != nil {
+		return err
+	}
+	out := c.w.Header()
+	set(out, "ETag", quoteETag(p.ETag))
+	if alg := algorithmOf(p.Checksum.Algo); alg != nil {
+		set(out, alg.header, checksumText(p.Checksum, 0))
+	}
+	setSSE(out, sse)
+	return c.empty(http.StatusOK)
+}
+
+// partChecksum decides how the claim of a part is verified. A part must use the algorithm of its upload, if that named one. Parts
+// of an upload that named none may claim any, as SDKs with default checksums do; the store then keeps its own algorithm and the
+// claim is verified here.
+func (s *Server) partChecksum(c *call, id string, u *upload, opt *object.PartOptions) (io.Reader, error) {
+	page, err := s.opt.Store.ListParts(c.ctx, c.bucket, c.key, id, object.MaxParts, 1)
+	if err != nil {
+		return nil, err
+	}
+	want, got := page.Upload.Checksum, u.claim.algo()
+	switch want {
+	case got:
+		opt.Checksum = got
+		return c.body, nil
+	case object.AlgoNone, object.AlgoCRC64NVME:
+	default:
+		return nil, errInvalidRequest.say("Checksum Type mismatch occurred, expected checksum Type: %s, actual checksum Type: %s", typeName(want), typeName(got))
+	}
+	hr := &hashReader{r: c.body, h: u.claim.alg.new()}
+	claim := u.claim
+	u.claim.alg, u.claim.trailer = nil, false
+	check := opt.Check
+	opt.Check = func(sums object.Sums) error {
+		if err := check(sums); err != nil {
+			return err
+		}
+		if err := claim.fill(c.body.Trailer()); err != nil {
+			return err
+		}
+		claim.md5 = nil
+		return claim.check(object.Sums{Checksum: object.Checksum{Algo: got, Sum: hr.h.Sum(nil)}})
+	}
+	return hr, nil
+}
+
+// typeName is how AWS's text of a mismatch spells an algorithm.
+func typeName(a object.Algo) string {
+	if alg := algorithmOf(a); alg != nil {
+		return alg.header[len(checksumPrefix):]
+	}
+	return "null"
+}
+
+type hashReader struct {
+	r io.Reader
+	h hash.Hash
+}
+
+func (r *hashReader) Read(p []byte) (int, error) {
+	n, err := r.r.Read(p)
+	r.h.Write(p[:n])
+	return n, err
+}
+
+func (s *Server) uploadPartCopy(c *call) error {
+	id, number, sse, err := c.part()
+	if err != nil {
+		return err
+	}
+	src, err := s.copySource(c)
+	if err != nil {
+		return err
+	}
+	if src.Range, err = parseCopyRange(c.r.Header.Get("X-Amz-Copy-Source-Range")); err != nil {
+		return err
+	}
+	conditions, size := src.Check, int64(0)
+	src.Check = func(o object.Object) error {
+		size = o.Size
+		if src.Range != nil && src.Range.Last >= o.Size {
+			return object.ErrRange // unlike a read, a copy must get all that it asks for
+		}
+		return conditions(o)
+	}
+	p, err := s.opt.Store.CopyPart(c.ctx, src, c.bucket, c.key, id, number, object.PartOptions{Size: -1, SSE: sse})
+	switch {
+	case errors.Is(err, object.ErrRange):
+		return invalidArgument("x-amz-copy-source-range", c.r.Header.Get("X-Amz-Copy-Source-Range"), "Range specified is not valid for source object of size: %d", size)
+	case err != nil:
+		return sourceError(err, src)
+	}
+	setSSE(c.w.Header(), sse)
+	return c.xml(copyPartXML{LastModified: xmlTime(p.Modified), ETag: quoteETag(p.ETag), checksumXML: checksumDoc(p.Checksum, 0)})
+}
+
+func (s *Server) completeUpload(c *call) error {
+	id, err := c.uploadID()
+	if err != nil {
+		return err
+	}
+	opt, err := s.completeOptions(c, id)
+	if err != nil {
+		return err
+	}
+	o, err := s.opt.Store.CompleteUpload(c.ctx, c.bucket, c.key, id, opt)
+	if err != nil {
+		return explain(err, opt.Conditions)
+	}
+	if o.SSE.Mode != object.ModeCustomer { // AWS echoes a customer key everywhere but here
+		setSSE(c.w.Header(), o.SSE)
+	}
+	return c.xml(completeResultXML{
+		Location: c.location(), Bucket: c.bucket, Key: xmlText(c.key), ETag: quoteETag(o.ETag),
+		checksumXML: checksumDoc(o.Checksum, len(o.Parts)), ChecksumType: checksumType(o.Checksum),
+	})
+}
+
+// completeOptions reads the headers and the document of CompleteMultipartUpload. Its x-amz-checksum-* header is the object's, not
+// the document's; only Content-MD5 covers that.
+func (s *Server) completeOptions(c *call, id string) (opt object.CompleteOptions, err error) {
+	h := c.r.Header.Clone()
+	h.Del("X-Amz-Sdk-Checksum-Algorithm") // says how the SDK would sum the document
+	cl, err := parseClaim(h)
+	if err != nil {
+		return opt, err
+	}
+	if cl.alg != nil && !cl.trailer {
+		opt.Checksum = object.Checksum{Algo: cl.alg.algo, Sum: cl.sum, Composite: cl.parts > 0}
+	}
+	body, err := c.readDocument(claim{md5: cl.md5})
+	if err != nil {
+		return opt, err
+	}
+	if len(body) == 0 {
+		return opt, errInvalidRequest.say("You must specify at least one part")
+	}
+	var doc completeUploadXML
+	if err := decodeXML(body, &doc); err != nil {
+		return opt, err
+	}
+	if opt.Parts, err = doc.parts(); err != nil {
+		return opt, err
+	}
+	if cl.parts > 0 && cl.parts != len(opt.Parts) {
+		return opt, errBadDigest.say("The %s you specified did not match the calculated checksum.", cl.alg.name)
+	}
+	opt.Size = -1
+	if v := h.Get("X-Amz-Mp-Object-Size"); v != "" {
+		if opt.Size, err = strconv.ParseInt(v, 10, 64); err != nil || opt.Size < 0 {
+			return opt, invalidArgument("x-amz-mp-object-size", v, "The x-amz-mp-object-size header is invalid.")
+		}
+	}
+	if opt.Conditions, err = writeConditions(h); err != nil {
+		return opt, err
+	}
+	if opt.SSE, err = readSSE(c.r); err != nil {
+		return opt, err
+	}
+	return opt, s.checkType(c, id, h.Get("X-Amz-Checksum-Type"))
+}
+
+// checkType compares the checksum type that a client completes with to that of the upload.
+func (s *Server) checkType(c *call, id, typ string) error {
+	if typ == "" {
+		return nil
+	}
+	page, err := s.opt.Store.ListParts(c.ctx, c.bucket, c.key, id, object.MaxParts, 1)
+	if errors.Is(err, object.ErrNoSuchUpload) {
+		return nil // perhaps it was completed: CompleteUpload knows
+	} else if err != nil {
+		return err
+	}
+	want := typeFull
+	if page.Upload.Composite {
+		want = typeComposite
+	}
+	if typ != want {
+		return errInvalidRequest.say("The upload was created using the %s checksum mode. The complete request must use the same checksum mode.", want)
+	}
+	return nil
+}
+
+func (doc completeUploadXML) parts() ([]object.CompletePart, error) {
+	if len(doc.Parts) == 0 || len(doc.Parts) > object.MaxParts {
+		return nil, errMalformedXML
+	}
+	parts := make([]object.CompletePart, len(doc.Parts))
+	for i, p := range doc.Parts {
+		if p.PartNumber < 1 || p.PartNumber > object.MaxParts {
+			return nil, errInvalidPart
+		}
+		sum, err := p.claimed()
+		if err != nil {
+			return nil, err
+		}
+		parts[i] = object.CompletePart{Number: p.PartNumber, ETag: trimETag(p.ETag), Checksum: sum}
+	}
+	return parts, nil
+}
+
+// location is the URL of the object as the client reached it.
+func (c *call) location() string {
+	scheme := "http"
+	if c.r.TLS != nil {
+		scheme = "https"
+	}
+	u := url.URL{Scheme: scheme, Host: c.r.Host, Path: "/" + c.bucket + "/" + c.key}
+	if c.virtualHost {
+		u.Path = "/" + c.key
+	}
+	return u.String()
+}
+
+func (s *Server) abortUpload(c *call) error {
+	id, err := c.uploadID()
+	if err != nil {
+		return err
+	}
+	if err := s.opt.Store.AbortUpload(c.ctx, c.bucket, c.key, id); err != nil {
+		return err
+	}
+	return c.empty(http.StatusNoContent)
+}
+
+func (s *Server) listParts(c *call) error {
+	id, err := c.uploadID()
+	if err != nil {
+		return err
+	}
+	l, err := c.listing("max-parts")
+	if err != nil {
+		return err
+	}
+	after, err := c.count("part-number-marker", object.MaxParts, 0)
+	if err != nil {
+		return err
+	}
+	owner, err := s.owner(c)
+	if err != nil {
+		return err
+	}
+	page, err := s.opt.Store.ListParts(c.ctx, c.bucket, c.key, id, after, max(l.max, 1))
+	if err != nil {
+		return err
+	}
+	if l.max == 0 {
+		page.Parts, page.Truncated, page.Next = nil, false, 0
+	}
+	u := page.Upload
+	doc := listPartsXML{
+		Bucket: c.bucket, Key: l.text(c.key), UploadID: id, PartNumberMarker: after, NextPartNumberMarker: page.Next, MaxParts: l.max,
+		IsTruncated: page.Truncated, Initiator: *owner, Owner: *owner, StorageClass: storageClass(u.Meta),
+		ChecksumAlgorithm: algoName(u.Checksum), ChecksumType: uploadType(u.Checksum, u.Composite),
+	}
+	for _, p := range page.Parts {
+		doc.Part = append(doc.Part, partXML{
+			PartNumber: p.Number, LastModified: xmlTime(p.Modified), ETag: quoteETag(p.ETag), Size: p.Size, checksumXML: checksumDoc(p.Checksum, 0),
+		})
+		doc.NextPartNumberMarker = p.Number
+	}
+	return c.xml(doc)
+}
+
+func (s *Server) listUploads(c *call) error {
+	l, err := c.listing("max-uploads")
+	if err != nil {
+		return err
+	}
+	owner, err := s.owner(c)
+	if err != nil {
+		return err
+	}
+	q := c.query
+	doc := listUploadsXML{
+		Bucket: c.bucket, KeyMarker: l.text(q.Get("key-marker")), UploadIDMarker: q.Get("upload-id-marker"), Prefix: l.text(l.prefix),
+		Delimiter: l.text(l.delimiter), EncodingType: l.encodingType, MaxUploads: l.max,
+	}
+	if l.max == 0 {
+		return c.xml(doc)
+	}
+	page, err := s.opt.Store.ListUploads(c.ctx, c.bucket, object.ListUploadsOptions{
+		Prefix: l.prefix, Delimiter: l.delimiter, KeyMarker: q.Get("key-marker"), IDMarker: q.Get("upload-id-marker"), Max: l.max,
+	})
+	if err != nil {
+		return err
+	}
+	doc.IsTruncated, doc.CommonPrefixes = page.Truncated, l.prefixes(page.Prefixes)
+	if page.Truncated {
+		doc.NextKeyMarker, doc.NextUploadIDMarker = l.text(page.NextKeyMarker), page.NextID
+	}
+	for _, u := range page.Uploads {
+		doc.Upload = append(doc.Upload, uploadXML{
+			Key: l.text(u.Key), UploadID: u.ID, Initiator: *owner, Owner: *owner, StorageClass: storageClass(u.Meta),
+			Initiated: xmlTime(u.Initiated), ChecksumAlgorithm: algoName(u.Checksum), ChecksumType: uploadType(u.Checksum, u.Composite),
+		})
+	}
+	return c.xml(doc)
+}
