@@ -121,7 +121,7 @@ type LimitsConfig struct {
 	// Connections is how many may be open at once on each S3 listener. Default: 4096.
 	Connections int `yaml:"connections"`
 
-	// Stall is how long a transfer may stand still before it is cut. Default: 2m.
+	// Stall is how long a transfer may stand still before it is cut. Default: 1m.
 	Stall time.Duration `yaml:"stall"`
 
 	// Idle is how long a connection may wait for its next request. Default: 2m.
@@ -137,7 +137,7 @@ const (
 	defaultAdmin       = "127.0.0.1:9001"
 	defaultRegion      = "us-east-1"
 	defaultConnections = 4096
-	defaultStall       = 2 * time.Minute
+	defaultStall       = time.Minute
 	defaultIdle        = 2 * time.Minute
 	defaultShutdown    = 30 * time.Second
 

@@ -1,0 +1,76 @@
+# Coffer: `make help` lists the targets. Everything but `test` and `package` needs only Go and make.
+
+GO        ?= go
+DATA      ?= data
+FUZZTIME  ?= 5s
+BENCHTIME ?= 1s
+VERSION   ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+ARCH      ?= $(shell $(GO) env GOARCH)
+
+TOOL      := $(GO) tool -modfile=tools.mod
+LDFLAGS   := -X main.version=$(VERSION)
+# Modules of their own, so that what they pull in stays out of the product's.
+NESTED    := $(patsubst %/go.mod,%,$(wildcard bench/*/go.mod))
+# What `make test` runs beside Go: command=package.
+TESTTOOLS := rclone=rclone s3cmd=s3cmd aws=awscli jq=jq
+
+.DEFAULT_GOAL := build
+.PHONY: build run test test-tools bench lint fuzz soak package clean help
+
+build: ## build bin/coffer
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/coffer ./daemon
+
+run: build ## build and serve on ./data: https://127.0.0.1:9000
+	bin/coffer serve --data $(DATA)
+
+test: build test-tools ## install what the tests need and run all of them
+	$(GO) test -timeout 30m ./...
+	@set -e; for d in $(NESTED); do echo "== $$d"; (cd $$d && $(GO) test -timeout 30m ./...); done
+	@if [ -x bench/clients/run ]; then bench/clients/run; fi
+
+# Installs only what is missing, so that a second run costs nothing. A missing client is skipped by the tests, which say so.
+test-tools:
+	@missing=; for t in $(TESTTOOLS); do command -v $${t%%=*} >/dev/null || missing="$$missing $${t##*=}"; done; \
+	python3 -c 'import boto3' 2>/dev/null || missing="$$missing python3-boto3"; \
+	[ -n "$$missing" ] || exit 0; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "installing$$missing"; \
+		apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $$missing >/dev/null \
+			|| echo "not installed, and skipped by the tests:$$missing"; \
+	else echo "not installed (needs root), and skipped by the tests:$$missing"; fi
+
+bench: ## measure the engine against the bare disks and ciphers
+	$(GO) test -run '^$$' -bench . -benchtime $(BENCHTIME) -timeout 30m ./bench/...
+
+lint: ## gofmt, vet, staticcheck, tidy
+	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "gofmt: $$unformatted"; exit 1; }
+	$(GO) vet ./...
+	$(TOOL) staticcheck ./...
+	$(GO) mod tidy -diff
+
+fuzz: ## run each fuzz target for FUZZTIME (5s)
+	@set -e; for pkg in $$($(GO) list ./...); do \
+		for f in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz'); do \
+			echo "== $$pkg $$f"; $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $$pkg; \
+		done; \
+	done
+
+soak: build test-tools ## the long form of the tests: hours
+	COFFER_SOAK=1 $(GO) test -count 1 -timeout 6h ./...
+	@set -e; for d in $(NESTED); do echo "== $$d"; (cd $$d && COFFER_SOAK=1 $(GO) test -count 1 -timeout 6h ./...); done
+	@if [ -x bench/clients/run ]; then COFFER_SOAK=1 bench/clients/run; fi
+
+package: ## build a Debian package in bin/ (ARCH=arm64 for the other architecture)
+	@mkdir -p bin/package
+	CGO_ENABLED=0 GOARCH=$(ARCH) $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/package/coffer ./daemon
+	CGO_ENABLED=0 $(GO) run -ldflags '$(LDFLAGS)' ./daemon man bin/package/man
+	gzip -9nf bin/package/man/*.8
+	CGO_ENABLED=0 $(GO) run -ldflags '$(LDFLAGS)' ./daemon completion bash > bin/package/coffer.bash
+	ARCH=$(ARCH) VERSION=$(patsubst v%,%,$(VERSION)) SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct 2>/dev/null || echo 0) \
+		$(TOOL) nfpm package --config systemd/nfpm.yaml --packager deb --target bin/
+
+clean: ## remove what was built (not ./data)
+	rm -rf bin
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
