@@ -1,0 +1,5 @@
+//go:build !race
+
+package sealfs
+
+const raceEnabled = false
