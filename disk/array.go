@@ -1,0 +1,346 @@
+package disk
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"coffer/disk/internal/blockdev"
+)
+
+// packedWriters is how many goroutines write packed stripes; as many as stripes may be in flight.
+const packedWriters = maxInflight
+
+// defaultArena bounds the I/O buffers when Options does not.
+const defaultArena = 512 << 20
+
+// Array is an open array. All methods are safe for concurrent use.
+type Array struct {
+	opt    Options
+	logger *slog.Logger
+	geo    Geometry
+	codec  *codec
+	group  blockdev.Group
+	// Three arenas, so that those who wait for one kind of buffer never hold back those who could free another: bulk stripes
+	// being filled; views being read; packed stripes, superblocks and repair.
+	arena, reads, meta *blockdev.Arena
+	slotOf             []int // group index -> slot
+	log                *packedLog
+	bulk               bulkStream
+	stats              counters
+
+	ctx    context.Context // ends with the array
+	cancel context.CancelFunc
+	tasks  sync.WaitGroup
+	repair chan repairTask
+
+	// gate is held for reading while a bulk stripe is written, for writing while a new epoch begins: so no write of an old
+	// epoch is on its way once the new one serves.
+	gate sync.RWMutex
+
+	// mu guards the fields below, and the state and space of each disk. It is not held across I/O.
+	mu      sync.RWMutex
+	super   superblock // what all members share; disk and slot are filled in per member
+	disks   []*disk    // by slot
+	bands   map[uint64]*band
+	bandSeq uint64
+	ahead   map[kind]*aheadBand
+	losses  []Loss
+}
+
+// counters are kept for Status.
+type counters struct {
+	commits, records, applied atomic.Uint64
+	repairs, reconstructions  atomic.Uint64
+}
+
+// aheadBand is a band being opened before it is needed.
+type aheadBand struct {
+	done chan struct{}
+	band *band
+	err  error
+}
+
+func (a *Array) now() time.Time { return time.Now() }
+
+// random fills b with random bytes, from the test's seed if there is one.
+func (a *Array) random(b []byte) {
+	if a.opt.rand != nil {
+		a.opt.rand(b)
+		return
+	}
+	rand.Read(b)
+}
+
+func (a *Array) epochNow() uint64 {
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	return a.super.epoch().num
+}
+
+// liveLocked counts the usable disks; a.mu is held.
+func (a *Array) liveLocked() int {
+	n := 0
+	for _, d := range a.disks {
+		if d.usable() {
+			n++
+		}
+	}
+	return n
+}
+
+func (a *Array) anyUsable(slots []int) bool {
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	for _, s := range slots {
+		if a.disks[s].usable() {
+			return true
+		}
+	}
+	return false
+}
+
+// MaxBody is the most bytes a record's body may have.
+func (a *Array) MaxBody() int {
+	return min(MaxBody, int(a.geo.ExtentSize)/4)
+}
+
+// apply hands a durable stripe to the state.
+func (a *Array) apply(s *packedStripe) error {
+	entries := make([]Entry, len(s.reqs))
+	for i, r := range s.reqs {
+		entries[i] = Entry{Seq: r.seq, Body: r.rec.Body, Data: r.data}
+	}
+	a.stats.applied.Store(s.num)
+	return a.opt.State.Apply(s.pos, entries)
+}
+
+// nextBand returns a band for the stream: the one opened ahead, or a new one.
+func (a *Array) nextBand(k kind, essential bool) (*band, error) {
+	a.mu.Lock()
+	f := a.ahead[k]
+	delete(a.ahead, k)
+	a.mu.Unlock()
+	if f != nil {
+		<-f.done
+		if f.err == nil && f.band.epoch == a.epochNow() {
+			return f.band, nil
+		}
+		if f.err == nil {
+			a.dropBand(f.band)
+		}
+	}
+	return a.openBand(a.ctx, k, essential)
+}
+
+// openAhead begins to open the next band of a stream once the current one is half full.
+func (a *Array) openAhead(b *band) {
+	if a.opt.manual != nil || b.end < a.geo.extentBlocks()/2 {
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.ahead[b.kind] != nil || a.bandsLeft() <= reserveBands+2 || a.ctx.Err() != nil {
+		return
+	}
+	f := &aheadBand{done: make(chan struct{})}
+	a.ahead[b.kind] = f
+	a.tasks.Go(func() {
+		defer close(f.done)
+		f.band, f.err = a.openBand(a.ctx, b.kind, false)
+	})
+}
+
+// fence takes disks out of the array and begins a new epoch without them. Nothing packed is in flight.
+func (a *Array) fence(slots []int) error {
+	a.gate.Lock()
+	defer a.gate.Unlock()
+	a.mu.Lock()
+	fresh := false
+	for _, s := range slots {
+		if d := a.disks[s]; d.usable() {
+			d.state, d.reason = DiskFenced, "a write failed or timed out"
+			fresh = true
+			a.logger.Error("disk fenced", "path", d.path, "slot", s)
+		}
+	}
+	a.mu.Unlock()
+	if !fresh {
+		return nil
+	}
+	return a.beginEpoch(a.log.acked.Load())
+}
+
+// beginEpoch makes a new epoch durable on every live disk. Disks that cannot take it leave, and another epoch is begun. cut is
+// the last packed stripe that stands.
+func (a *Array) beginEpoch(cut uint64) error {
+	for {
+		a.mu.Lock()
+		out := 0
+		s := a.super
+		e := epoch{num: s.epoch().num + 1, cut: cut}
+		a.random(e.id[:])
+		s.history = append([]epoch{e}, s.history[:min(len(s.history), maxHistory-1)]...)
+		s.members = append([]memberEntry(nil), s.members...)
+		s.keyArea = a.opt.Keys.Area()
+		for i, d := range a.disks {
+			st := memberActive
+			if !d.usable() {
+				st = memberOut
+				out++
+			}
+			if s.members[i].state != st {
+				s.members[i].state, s.members[i].since = st, e.num
+			}
+		}
+		a.mu.Unlock()
+		if out > a.geo.Parity {
+			return fmt.Errorf("%d of %d disks are gone, parity bears %d: %w", out, len(a.disks), a.geo.Parity, ErrReadOnly)
+		}
+		failed, err := a.writeSuper(&s)
+		if err != nil {
+			return err
+		}
+		a.mu.Lock()
+		a.super = s
+		a.bandSeq = 0
+		for _, slot := range failed {
+			a.disks[slot].state, a.disks[slot].reason = DiskFenced, "superblock could not be written"
+		}
+		a.mu.Unlock()
+		if len(failed) == 0 {
+			return nil
+		}
+	}
+}
+
+// writeSuper writes the superblock to every live disk, one copy after the other, and reads it back. It returns the slots where
+// fewer than three copies hold.
+func (a *Array) writeSuper(s *superblock) ([]int, error) {
+	bad := map[int]bool{}
+	good := map[int]int{}
+	key := a.opt.Keys.SuperblockKey()
+	for c := range superCopies {
+		if err := a.writeCopy(s, c, key, good); err != nil {
+			return nil, err
+		}
+	}
+	for _, d := range a.disks {
+		if !d.usable() {
+			continue
+		}
+		raw, err := readSuper(a.group.Device(d.gi), a.meta)
+		if err != nil {
+			bad[d.slot] = true
+			continue
+		}
+		got, n, err := chooseCopy(raw, key)
+		if err != nil || n < 3 || got.epoch() != s.epoch() || good[d.slot] < 3 {
+			bad[d.slot] = true
+		}
+	}
+	var failed []int
+	for slot := range bad {
+		failed = append(failed, slot)
+	}
+	return failed, nil
+}
+
+// writeCopy writes one copy to all live disks at once and counts where it was taken.
+func (a *Array) writeCopy(s *superblock, copyNo int, key []byte, good map[int]int) error {
+	var ops []blockdev.Op
+	buf, err := a.meta.Get(a.ctx, len(a.disks)*superSize)
+	if err != nil {
+		return err
+	}
+	for i, d := range a.disks {
+		if !d.usable() {
+			continue
+		}
+		s.disk, s.slot, s.diskSize = d.id, d.slot, a.group.Device(d.gi).Limits().Size
+		mem := buf.Bytes()[i*superSize:][:superSize]
+		copy(mem, s.encode(copyNo, key))
+		ops = append(ops, blockdev.Op{Dev: d.gi, Write: true, Durable: true, Off: int64(copyNo) * superStride, Buf: mem})
+	}
+	if len(ops) == 0 {
+		buf.Release()
+		return fmt.Errorf("write superblocks: no disk left: %w", ErrReadOnly)
+	}
+	failed, err := a.runWrites(ops, &buf)
+	if err != nil {
+		return fmt.Errorf("write superblocks: %w", err)
+	}
+	for _, op := range ops {
+		good[a.slotOf[op.Dev]]++
+	}
+	for _, slot := range failed {
+		good[slot]--
+	}
+	return nil
+}
+
+// readSuper reads the copies of a device's superblock; copies that cannot be read are nil. It fails when none can.
+func readSuper(dev blockdev.Device, arena *blockdev.Arena) (raw [superCopies][]byte, err error) {
+	buf, err := arena.Get(context.Background(), superSize)
+	if err != nil {
+		return raw, err
+	}
+	defer buf.Release()
+	var errs error
+	n := 0
+	for c := range superCopies {
+		if e := dev.ReadAt(buf.Bytes()[:superSize], int64(c)*superStride); e != nil {
+			errs = errors.Join(errs, e)
+			continue
+		}
+		raw[c] = append([]byte(nil), buf.Bytes()[:superSize]...)
+		n++
+	}
+	if n == 0 {
+		return raw, errs
+	}
+	return raw, nil
+}
+
+// WriteKeyArea writes the current key area to all superblocks: after a key slot or epoch was added.
+func (a *Array) WriteKeyArea() error {
+	a.gate.Lock()
+	defer a.gate.Unlock()
+	a.mu.Lock()
+	s := a.super
+	a.mu.Unlock()
+	s.keyArea = a.opt.Keys.Area()
+	failed, err := a.writeSuper(&s)
+	if err != nil {
+		return err
+	}
+	a.mu.Lock()
+	a.super = s
+	a.mu.Unlock()
+	if len(failed) > 0 {
+		return fmt.Errorf("write key area: disks %v did not take it", failed)
+	}
+	return nil
+}
+
+// Close waits for what is under way and gives the disks back.
+func (a *Array) Close() error {
+	a.log.drain()
+	a.log.stop(errors.New("closed"))
+	a.cancel()
+	a.tasks.Wait()
+	return a.closeDevices()
+}
+
+func (a *Array) closeDevices() error {
+	err := a.group.Close()
+	for i := range a.group.Len() {
+		err = errors.Join(err, a.group.Device(i).Close())
+	}
+	return errors.Join(err, a.arena.Close(), a.reads.Close(), a.meta.Close())
+}

@@ -1,0 +1,268 @@
+package disk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"coffer/disk/internal/blockdev"
+)
+
+// band is one extent on each of several disks: the unit in which space is taken and given back. It is written from front to
+// back by one epoch and never again after.
+type band struct {
+	num     uint64 // epoch<<32 | counter: unique for ever, ascending
+	kind    kind   // kindPacked or kindBulk
+	epoch   uint64
+	parity  int
+	nonce   [16]byte
+	first   uint64 // number of its first packed stripe, as foreseen when it was opened; informational
+	opened  int64  // unix ms
+	members []bandMember
+	end     uint32 // blocks in use, from recovery or from writing; guarded by the stream that appends
+}
+
+// bandMember is the extent that a band has on one disk.
+type bandMember struct {
+	slot   int
+	extent uint32
+}
+
+// extentOffset is where an extent begins on its disk, bytes.
+func (g Geometry) extentOffset(extent uint32) int64 { return superArea + int64(extent)*g.ExtentSize }
+
+// extents is how many fit on a disk of the given size.
+func (g Geometry) extents(size int64) uint32 {
+	if size < superArea+g.ExtentSize {
+		return 0
+	}
+	return uint32((size - superArea) / g.ExtentSize)
+}
+
+// disk is a member of the array, present or not.
+type disk struct {
+	slot    int
+	id      diskID
+	dev     blockdev.Device // nil when missing
+	gi      int             // index in the group
+	path    string
+	state   DiskState
+	reason  string // why it is not healthy
+	epoch   epoch  // of its superblock when opened
+	extents uint32
+	used    []bool // by extent
+	free    int
+	next    uint32 // where the search for a free extent begins
+}
+
+// usable reports whether the disk is written and read.
+func (d *disk) usable() bool { return d.state == DiskHealthy }
+
+// takeExtent reserves the next free extent.
+func (d *disk) takeExtent() (uint32, bool) {
+	for range d.extents {
+		e := d.next
+		d.next = (d.next + 1) % d.extents
+		if !d.used[e] {
+			d.used[e] = true
+			d.free--
+			return e, true
+		}
+	}
+	return 0, false
+}
+
+func (d *disk) markUsed(e uint32) {
+	if e < d.extents && !d.used[e] {
+		d.used[e] = true
+		d.free--
+	}
+}
+
+// reserveBands is how many bands only essential records may open.
+const reserveBands = 2
+
+// bandsLeft is how many bands of the widest possible width the free extents still make; a.mu is held.
+func (a *Array) bandsLeft() int {
+	var free []int
+	for _, d := range a.disks {
+		if d.usable() {
+			free = append(free, d.free)
+		}
+	}
+	w := min(a.geo.width(), len(free))
+	if w == 0 {
+		return 0
+	}
+	slices.Sort(free)
+	// The band count is bounded by the w-th fullest choice; with as many disks as cells it is the smallest count.
+	sum := 0
+	for _, f := range free {
+		sum += f
+	}
+	return min(sum/w, free[len(free)-w])
+}
+
+// openBand takes extents on the emptiest live disks and writes the band's header on each, durably.
+func (a *Array) openBand(ctx context.Context, k kind, essential bool) (*band, error) {
+	a.mu.Lock()
+	b, err := a.allocateBand(k, essential)
+	a.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	if err := a.prepareBand(ctx, b); err != nil {
+		a.dropBand(b)
+		return nil, err
+	}
+	a.mu.Lock()
+	a.bands[b.num] = b
+	a.mu.Unlock()
+	return b, nil
+}
+
+// allocateBand picks the members; a.mu is held.
+func (a *Array) allocateBand(k kind, essential bool) (*band, error) {
+	if !essential && a.bandsLeft() <= reserveBands {
+		return nil, fmt.Errorf("open band: %w", ErrFull)
+	}
+	var live []*disk
+	for _, d := range a.disks {
+		if d.usable() && d.free > 0 {
+			live = append(live, d)
+		}
+	}
+	slices.SortStableFunc(live, func(x, y *disk) int { return y.free - x.free })
+	width := min(a.geo.width(), len(live))
+	if width == 0 || width < min(a.geo.Parity+1, a.liveLocked()) {
+		return nil, fmt.Errorf("open band: %w", ErrFull)
+	}
+	a.bandSeq++
+	b := &band{
+		num: a.super.epoch().num<<32 | a.bandSeq, kind: k, epoch: a.super.epoch().num,
+		parity: min(a.geo.Parity, width-1), end: 1, opened: a.now().UnixMilli(),
+	}
+	a.random(b.nonce[:])
+	for _, d := range live[:width] {
+		e, _ := d.takeExtent()
+		b.members = append(b.members, bandMember{slot: d.slot, extent: e})
+	}
+	return b, nil
+}
+
+// prepareBand makes the extents' blocks real and writes the headers.
+func (a *Array) prepareBand(ctx context.Context, b *band) error {
+	if err := a.prepareExtents(b); err != nil {
+		return err
+	}
+	buf, err := a.meta.Get(ctx, len(b.members)*BlockSize)
+	if err != nil {
+		return err
+	}
+	ops := make([]blockdev.Op, len(b.members))
+	for i, m := range b.members {
+		d := a.disks[m.slot]
+		block := buf.Bytes()[i*BlockSize:][:BlockSize]
+		a.codec.putBand(block, b, i, d.id)
+		ops[i] = blockdev.Op{Dev: d.gi, Write: true, Durable: true, Off: a.geo.extentOffset(m.extent), Buf: block}
+	}
+	failed, err := a.runWrites(ops, &buf)
+	if err != nil {
+		return err
+	}
+	if len(failed) > 0 {
+		return &fenceError{slots: failed, err: firstError(ops)}
+	}
+	return nil
+}
+
+// prepareExtents has each device make the blocks of its extent real, all at once.
+func (a *Array) prepareExtents(b *band) error {
+	errs := make([]error, len(b.members))
+	var wg sync.WaitGroup
+	for i, m := range b.members {
+		prepare := func() { errs[i] = a.disks[m.slot].dev.Prepare(a.geo.extentOffset(m.extent), a.geo.ExtentSize) }
+		if a.opt.manual != nil {
+			prepare()
+		} else {
+			wg.Go(prepare)
+		}
+	}
+	wg.Wait()
+	var failed []int
+	for i, err := range errs {
+		if errors.Is(err, unix.ENOSPC) {
+			return fmt.Errorf("prepare extent on %s: %w: %w", a.disks[b.members[i].slot].path, ErrFull, err)
+		}
+		if err != nil {
+			failed = append(failed, b.members[i].slot)
+		}
+	}
+	if len(failed) > 0 {
+		return &fenceError{slots: failed, err: errors.Join(errs...)}
+	}
+	return nil
+}
+
+// dropBand gives the extents of a band that never came to be back.
+func (a *Array) dropBand(b *band) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.bands, b.num)
+	for _, m := range b.members {
+		if d := a.disks[m.slot]; int(m.extent) < len(d.used) && d.used[m.extent] {
+			d.used[m.extent] = false
+			d.free++
+		}
+	}
+}
+
+// fenceError says that disks failed a write and must leave the array before it goes on.
+type fenceError struct {
+	slots []int
+	err   error
+}
+
+func (e *fenceError) Error() string { return fmt.Sprintf("write disks %v: %v", e.slots, e.err) }
+func (e *fenceError) Unwrap() error { return e.err }
+
+func firstError(ops []blockdev.Op) error {
+	for i := range ops {
+		if ops[i].Err != nil {
+			return ops[i].Err
+		}
+	}
+	return nil
+}
+
+// runWrites runs a batch of writes and returns the slots of the disks that failed. The buffer is released, or abandoned when
+// the kernel still holds it.
+func (a *Array) runWrites(ops []blockdev.Op, buf *blockdev.Buf) ([]int, error) {
+	err := a.group.Run(ops)
+	release(buf, ops)
+	return a.failedSlots(ops), err
+}
+
+// failedSlots names the disks whose operations failed.
+func (a *Array) failedSlots(ops []blockdev.Op) []int {
+	var failed []int
+	for i := range ops {
+		if ops[i].Err != nil && !slices.Contains(failed, a.slotOf[ops[i].Dev]) {
+			failed = append(failed, a.slotOf[ops[i].Dev])
+		}
+	}
+	return failed
+}
+
+// release gives back the buffer of a batch, when the kernel has let go of it.
+func release(buf *blockdev.Buf, ops []blockdev.Op) {
+	if slices.ContainsFunc(ops, func(o blockdev.Op) bool { return o.Stuck }) {
+		buf.Abandon(ops)
+	} else {
+		buf.Release()
+	}
+}

@@ -1,0 +1,307 @@
+package disk
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+
+	"coffer/disk/internal/blockdev"
+)
+
+// Stripe says where the segments of a bulk stripe lie: segment i is in data cell i mod Data, row i / Data.
+type Stripe struct {
+	Band     uint64
+	Off      uint32 // in its extents, blocks
+	Data     uint8  // data cells
+	Segments uint16
+}
+
+// AppendBinary appends the wire form: four uvarints.
+func (s Stripe) AppendBinary(b []byte) []byte {
+	b = binary.AppendUvarint(b, s.Band)
+	b = binary.AppendUvarint(b, uint64(s.Off))
+	b = binary.AppendUvarint(b, uint64(s.Data))
+	return binary.AppendUvarint(b, uint64(s.Segments))
+}
+
+// DecodeStripe reads what AppendBinary wrote and returns the rest.
+func DecodeStripe(b []byte) (s Stripe, rest []byte, err error) {
+	var v [4]uint64
+	for i := range v {
+		n := 0
+		if v[i], n = binary.Uvarint(b); n <= 0 {
+			return Stripe{}, nil, fmt.Errorf("decode stripe: %w", ErrCorrupt)
+		}
+		b = b[n:]
+	}
+	if v[1] > 1<<32-1 || v[2] < 1 || v[2] > MaxWidth || v[3] < 1 || v[3] > MaxWidth*maxRows {
+		return Stripe{}, nil, fmt.Errorf("decode stripe: %w", ErrCorrupt)
+	}
+	return Stripe{Band: v[0], Off: uint32(v[1]), Data: uint8(v[2]), Segments: uint16(v[3])}, b, nil
+}
+
+func (s Stripe) rows() int      { return (int(s.Segments) + int(s.Data) - 1) / int(s.Data) }
+func (s Stripe) cellBytes() int { return BlockSize + s.rows()*SegmentSize }
+func slotOffset(row int) int    { return BlockSize + row*SegmentSize }
+
+// StripeWriter is a bulk stripe being filled. It is used by one goroutine at a time.
+type StripeWriter struct {
+	a        *Array
+	buf      blockdev.Buf
+	data     int // data cells
+	parity   int
+	segments int // slots
+	sealed   int // slots 0..sealed-1 are filled
+	rowsDone int // rows whose parity and checksums are computed
+	cells    [MaxWidth][]byte
+	crcs     [MaxWidth]uint64
+}
+
+// MaxStripeSegments is the most slots a stripe has.
+func (a *Array) MaxStripeSegments() int { return a.geo.Data * a.geo.rows() }
+
+// NewStripe returns memory for a stripe of 1 to MaxStripeSegments segments. It waits while all buffers are in use.
+func (a *Array) NewStripe(ctx context.Context, segments int) (*StripeWriter, error) {
+	if segments < 1 || segments > a.MaxStripeSegments() {
+		panic(fmt.Sprintf("disk: stripe of %d segments", segments))
+	}
+	a.mu.RLock()
+	live := a.liveLocked()
+	a.mu.RUnlock()
+	width := min(a.geo.width(), live)
+	parity := min(a.geo.Parity, max(width-1, 0))
+	w := &StripeWriter{a: a, segments: segments, parity: parity, data: max(1, min(width-parity, segments))}
+	buf, err := a.arena.Get(ctx, (w.data+parity)*w.cellBytes())
+	if err != nil {
+		return nil, fmt.Errorf("get stripe buffers: %w", err)
+	}
+	w.buf = buf
+	w.cut()
+	return w, nil
+}
+
+func (w *StripeWriter) rows() int      { return (w.segments + w.data - 1) / w.data }
+func (w *StripeWriter) cellBytes() int { return BlockSize + w.rows()*SegmentSize }
+
+// cut divides the buffer into cells.
+func (w *StripeWriter) cut() {
+	size := w.cellBytes()
+	mem := w.buf.Bytes()
+	for i := range w.data + w.parity {
+		w.cells[i] = mem[i*size:][:size:size]
+		clear(w.cells[i][:BlockSize])
+		w.crcs[i] = 0
+	}
+	w.rowsDone = 0
+}
+
+// Segments is the number of slots.
+func (w *StripeWriter) Segments() int { return w.segments }
+
+// Slot returns the memory of segment i: exactly SegmentSize bytes, holding garbage until it is filled. The caller clears what
+// it does not fill.
+func (w *StripeWriter) Slot(i int) []byte {
+	at := slotOffset(i / w.data)
+	return w.cells[i%w.data][at:][:SegmentSize:SegmentSize]
+}
+
+// Sealed says that slots 0..n-1 are filled. Parity and checksums of the rows that became complete are computed now, while
+// they are in the cache.
+func (w *StripeWriter) Sealed(n int) error {
+	w.sealed = n
+	return w.protectRows(n / w.data)
+}
+
+func (w *StripeWriter) protectRows(to int) error {
+	if to <= w.rowsDone {
+		return nil
+	}
+	n := w.data + w.parity
+	err := w.a.protectRange(w.cells[:n], w.data, slotOffset(w.rowsDone), slotOffset(to), w.crcs[:n])
+	w.rowsDone = to
+	return err
+}
+
+// Discard gives the memory back without writing.
+func (w *StripeWriter) Discard() { w.buf.Release() }
+
+// Commit writes the slots that were sealed and returns where they are once they are durable on every disk of the stripe. The
+// writer is spent afterwards, whatever the outcome. The stripe means nothing until a record names it.
+func (w *StripeWriter) Commit(ctx context.Context) (Stripe, error) {
+	if w.sealed == 0 {
+		panic("disk: commit of an empty stripe")
+	}
+	var ops []blockdev.Op
+	defer func() { release(&w.buf, ops) }()
+	if err := w.shrink(); err != nil {
+		return Stripe{}, err
+	}
+	for {
+		s, err := w.try(ctx, &ops)
+		fence := (*fenceError)(nil)
+		if !errors.As(err, &fence) {
+			return s, err
+		}
+		if slices.ContainsFunc(ops, func(o blockdev.Op) bool { return o.Stuck }) {
+			if err := w.move(ctx, ops); err != nil {
+				return Stripe{}, err
+			}
+			ops = nil
+		}
+		if err := w.a.log.fail(fence.slots); err != nil {
+			return Stripe{}, err
+		}
+	}
+}
+
+// move copies the stripe out of memory that the kernel still holds.
+func (w *StripeWriter) move(ctx context.Context, ops []blockdev.Op) error {
+	buf, err := w.a.arena.Get(ctx, len(w.buf.Bytes()))
+	if err != nil {
+		return err
+	}
+	copy(buf.Bytes(), w.buf.Bytes())
+	w.buf.Abandon(ops)
+	w.buf = buf
+	crcs, rows := w.crcs, w.rowsDone
+	w.cut()
+	w.crcs, w.rowsDone = crcs, rows
+	return nil
+}
+
+// shrink drops slots that were not used and completes parity and checksums: missing segments of the last row are zeros.
+func (w *StripeWriter) shrink() error {
+	if w.sealed < w.segments {
+		used := w.sealed
+		w.segments = used
+		if used < w.data { // fewer segments than cells: the parity of the whole row is not computed yet
+			w.cells, w.data = narrow(w.cells, w.data, used, w.parity), used
+		}
+		size := w.cellBytes()
+		for i := range w.data + w.parity {
+			w.cells[i] = w.cells[i][:size:size]
+		}
+	}
+	for i := w.segments; i < w.rows()*w.data; i++ {
+		clear(w.Slot(i))
+	}
+	return w.protectRows(w.rows())
+}
+
+// narrow keeps the first used data cells and the parity cells behind them.
+func narrow(cells [MaxWidth][]byte, data, used, parity int) [MaxWidth][]byte {
+	copy(cells[used:], cells[data:data+parity])
+	return cells
+}
+
+// try writes the stripe once, in a place of its own. Disks that failed come as a fenceError.
+func (w *StripeWriter) try(ctx context.Context, ops *[]blockdev.Op) (Stripe, error) {
+	a := w.a
+	a.gate.RLock() // a new epoch waits for writes of the old one to end
+	defer a.gate.RUnlock()
+	b, err := a.bulk.reserve(ctx, a, func(width, parity int) (uint32, error) {
+		if w.data+w.parity > width || w.parity != parity {
+			if err := w.reshape(ctx, width-parity, parity); err != nil {
+				return 0, err
+			}
+		}
+		return uint32(w.cellBytes() / BlockSize), nil
+	})
+	if err != nil {
+		return Stripe{}, err
+	}
+	h := header{
+		kind: kindBulk, data: uint8(w.data), parity: uint8(w.parity), width: uint8(len(b.band.members)),
+		rot: uint8(rotation(b.band.num, b.off, len(b.band.members))), band: b.band.num, stripe: b.num, epoch: b.band.epoch,
+		mark: a.log.acked.Load(), off: b.off, blocks: uint32(w.cellBytes() / BlockSize), writtenMS: a.now().UnixMilli(),
+	}
+	if !a.opt.faults.noNonce {
+		a.random(h.nonce[:])
+	}
+	n := w.data + w.parity
+	*ops = a.sealWith(w.cells[:n], &h, w.crcs[:n], b.band)
+	if err := a.group.Run(*ops); err != nil {
+		return Stripe{}, err
+	}
+	if failed := a.failedSlots(*ops); len(failed) > 0 {
+		return Stripe{}, &fenceError{slots: failed, err: firstError(*ops)}
+	}
+	return Stripe{Band: b.band.num, Off: b.off, Data: uint8(w.data), Segments: uint16(w.segments)}, nil
+}
+
+// reshape lays the segments out anew for another number of cells: disks have left since the stripe was begun.
+func (w *StripeWriter) reshape(ctx context.Context, data, parity int) error {
+	n := *w
+	n.data, n.parity = min(data, w.segments), parity
+	if n.cellBytes() > int(w.a.geo.ExtentSize)-BlockSize {
+		return fmt.Errorf("lay out %d segments over %d cells: %w", w.segments, n.data, ErrTooLarge)
+	}
+	buf, err := w.a.arena.Get(ctx, (n.data+n.parity)*n.cellBytes())
+	if err != nil {
+		return err
+	}
+	n.buf = buf
+	n.cut()
+	for i := range w.segments {
+		copy(n.Slot(i), w.Slot(i))
+	}
+	for i := w.segments; i < n.rows()*n.data; i++ {
+		clear(n.Slot(i))
+	}
+	if err := n.protectRows(n.rows()); err != nil {
+		buf.Release()
+		return err
+	}
+	w.buf.Release()
+	*w = n
+	return nil
+}
+
+// bulkStream hands out places in the bulk bands.
+type bulkStream struct {
+	lock chan struct{} // capacity 1: held while a place is taken, also across the opening of a band
+	band *band
+	next uint64
+}
+
+// bulkPlace is where a stripe goes.
+type bulkPlace struct {
+	band *band
+	off  uint32
+	num  uint64
+}
+
+// reserve takes a place in the open bulk band, or opens the next. blocks is asked for the cell length in a band of the given
+// width and parity.
+func (s *bulkStream) reserve(ctx context.Context, a *Array, blocks func(width, parity int) (uint32, error)) (bulkPlace, error) {
+	select {
+	case s.lock <- struct{}{}:
+	case <-ctx.Done():
+		return bulkPlace{}, ctx.Err()
+	}
+	defer func() { <-s.lock }()
+	for {
+		if s.band == nil || s.band.epoch != a.epochNow() {
+			b, err := a.nextBand(kindBulk, false)
+			if err != nil {
+				return bulkPlace{}, err
+			}
+			s.band = b
+		}
+		n, err := blocks(len(s.band.members), s.band.parity)
+		if err != nil {
+			return bulkPlace{}, err
+		}
+		if s.band.end+n > a.geo.extentBlocks() {
+			s.band = nil
+			continue
+		}
+		s.next++
+		p := bulkPlace{band: s.band, off: s.band.end, num: s.next}
+		s.band.end += n
+		a.openAhead(s.band)
+		return p, nil
+	}
+}

@@ -1,0 +1,346 @@
+package disk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"time"
+
+	"coffer/disk/internal/blockdev"
+)
+
+// Set is a number of devices that look like an array: opened, their superblocks read, nothing proven yet.
+type Set struct {
+	devs   []blockdev.Device
+	raw    [][superCopies][]byte
+	found  []*superblock // by device, nil without a valid superblock
+	faults []error       // by device, why found is nil
+	absent []string      // paths that could not be opened, with the reason
+	arena  *blockdev.Arena
+}
+
+// Discover opens the devices exclusively and reads their superblocks. Paths that do not open and devices without a superblock
+// are no error: the rest may be enough. Close the set, or hand it to Open.
+func Discover(paths []string, readOnly bool) (*Set, error) {
+	var devs []blockdev.Device
+	var absent []string
+	for _, p := range paths {
+		d, err := blockdev.OpenFile(p, blockdev.OpenOptions{ReadOnly: readOnly})
+		if errors.Is(err, blockdev.ErrInUse) {
+			for _, d := range devs {
+				d.Close()
+			}
+			return nil, fmt.Errorf("open disk: %w", err)
+		}
+		if err != nil {
+			absent = append(absent, fmt.Sprintf("%s: %v", p, err))
+			continue
+		}
+		devs = append(devs, d)
+	}
+	return discover(devs, absent)
+}
+
+func discover(devs []blockdev.Device, absent []string) (*Set, error) {
+	s := &Set{devs: devs, absent: absent, arena: blockdev.NewArena(blockdev.ArenaOptions{Limit: 4 << 20})}
+	for _, d := range devs {
+		var raw [superCopies][]byte
+		err := error(nil)
+		if d.Limits().Size >= superArea {
+			raw, err = readSuper(d, s.arena)
+		} else {
+			err = fmt.Errorf("%w: device of %d bytes is too small", errSuperblock, d.Limits().Size)
+		}
+		var sb *superblock
+		if err == nil {
+			sb, _, err = chooseCopy(raw, nil)
+		}
+		s.raw = append(s.raw, raw)
+		s.found = append(s.found, sb)
+		s.faults = append(s.faults, err)
+	}
+	if s.newest() == nil {
+		err := fmt.Errorf("%w: none of %d devices has a superblock: %w", ErrMembership, len(devs)+len(absent), errors.Join(s.faults...))
+		if len(absent) > 0 {
+			err = fmt.Errorf("%w; not opened: %q", err, absent)
+		}
+		return nil, errors.Join(err, s.Close())
+	}
+	return s, nil
+}
+
+// newest is the superblock with the highest epoch, by checksum alone, of the array that most of the devices name.
+func (s *Set) newest() *superblock {
+	votes := map[diskID]int{}
+	for _, sb := range s.found {
+		if sb != nil {
+			votes[sb.array]++
+		}
+	}
+	var best *superblock
+	for _, sb := range s.found {
+		if sb == nil {
+			continue
+		}
+		if best == nil || votes[sb.array] > votes[best.array] || sb.array == best.array && sb.epoch().num > best.epoch().num {
+			best = sb
+		}
+	}
+	return best
+}
+
+// ArrayID is the array's identity.
+func (s *Set) ArrayID() [16]byte { return s.newest().array }
+
+// KeyArea is the key area of the newest superblock. It is hostile input: nothing has proven it yet.
+func (s *Set) KeyArea() []byte { return s.newest().keyArea }
+
+// Close gives the devices back.
+func (s *Set) Close() error {
+	var err error
+	for _, d := range s.devs {
+		err = errors.Join(err, d.Close())
+	}
+	return errors.Join(err, s.arena.Close())
+}
+
+// Open proves the superblocks with the keys, decides which disks take part, brings the log and the state into agreement, and
+// begins a new epoch. The set is spent, whatever the outcome.
+func (s *Set) Open(ctx context.Context, opt Options) (*Array, error) {
+	if opt.Logger == nil {
+		opt.Logger = slog.New(slog.DiscardHandler)
+	}
+	head, disks, err := s.assemble(opt)
+	if err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	a, err := newArray(opt, s.devs, head, disks)
+	if err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	s.arena.Close()
+	if err := a.start(ctx); err != nil {
+		a.cancel()
+		a.tasks.Wait()
+		return nil, errors.Join(err, a.closeDevices())
+	}
+	return a, nil
+}
+
+// assemble finds the superblock that speaks for the array and gives each member its place.
+func (s *Set) assemble(opt Options) (*superblock, []*disk, error) {
+	var proven []*superblock
+	byDev := make([]*superblock, len(s.devs))
+	for i := range s.devs {
+		if s.found[i] == nil {
+			continue
+		}
+		sb, _, err := chooseCopy(s.raw[i], opt.Keys.SuperblockKey())
+		if err != nil {
+			s.faults[i] = err
+			if s.found[i].array != s.ArrayID() {
+				return nil, nil, fmt.Errorf("%w: %s belongs to array %x, not %x", ErrMembership, s.devs[i].Path(), s.found[i].array, s.ArrayID())
+			}
+			continue
+		}
+		byDev[i] = sb
+		proven = append(proven, sb)
+	}
+	if len(proven) == 0 {
+		return nil, nil, fmt.Errorf("%w: %w", ErrKeys, errors.Join(s.faults...))
+	}
+	head, err := chooseHead(proven, opt.Degraded)
+	if err != nil {
+		return nil, nil, err
+	}
+	disks := make([]*disk, len(head.members))
+	for i, m := range head.members {
+		disks[i] = &disk{slot: i, id: m.id, extents: m.extents, state: DiskMissing, reason: "not found"}
+	}
+	for i, dev := range s.devs {
+		if err := place1(head, byDev[i], dev, i, disks); err != nil {
+			return nil, nil, err
+		}
+	}
+	return head, disks, countLive(head, disks, opt)
+}
+
+// place1 gives a device its slot, or says why the array cannot be opened with it.
+func place1(head, sb *superblock, dev blockdev.Device, gi int, disks []*disk) error {
+	if sb == nil {
+		return nil // blank, overwritten or unreadable: its slot stays missing
+	}
+	if sb.array != head.array {
+		return fmt.Errorf("%w: %s belongs to array %x, not %x", ErrMembership, dev.Path(), sb.array, head.array)
+	}
+	if sb.slot >= len(disks) || disks[sb.slot].id != sb.disk {
+		return fmt.Errorf("%w: %s says it is disk %x in slot %d, which the array does not know", ErrMembership, dev.Path(), sb.disk, sb.slot)
+	}
+	d := disks[sb.slot]
+	if d.dev != nil {
+		return fmt.Errorf("%w: %s and %s are both disk %x: one is a copy", ErrMembership, d.path, dev.Path(), d.id)
+	}
+	d.dev, d.gi, d.path, d.epoch = dev, gi, dev.Path(), sb.epoch()
+	switch {
+	case !head.knows(sb.epoch()):
+		d.state, d.reason = DiskForeign, "its history left the array's: it was written elsewhere"
+	case dev.Limits().Size < sb.diskSize:
+		d.state, d.reason = DiskForeign, fmt.Sprintf("%d bytes, shorter than the %d it had", dev.Limits().Size, sb.diskSize)
+	case sb.epoch() != head.epoch():
+		d.state, d.reason = DiskStale, fmt.Sprintf("at epoch %d of %d", sb.epoch().num, head.epoch().num)
+	default:
+		d.state, d.reason = DiskHealthy, ""
+	}
+	return nil
+}
+
+// chooseHead returns the superblock with the highest epoch whose history explains enough of the disks.
+func chooseHead(proven []*superblock, degraded bool) (*superblock, error) {
+	slices.SortStableFunc(proven, func(x, y *superblock) int {
+		switch {
+		case x.epoch().num > y.epoch().num:
+			return -1
+		case x.epoch().num < y.epoch().num:
+			return 1
+		}
+		return 0
+	})
+	var heads []*superblock
+	most := 0
+	for _, h := range proven {
+		known := 0
+		for _, s := range proven {
+			if s.array == h.array && h.knows(s.epoch()) {
+				known++
+			}
+		}
+		most = max(most, known)
+		if n := len(h.members); known >= n-h.geo.Parity && (known > h.geo.Parity || degraded || h.geo.Parity == 0) {
+			heads = append(heads, h)
+		}
+	}
+	if len(heads) == 0 {
+		h := proven[0]
+		need := max(len(h.members)-h.geo.Parity, h.geo.Parity+1)
+		if most >= len(h.members)-h.geo.Parity {
+			return nil, fmt.Errorf("%w: %d of %d disks found; %d could be a stale half: if the others are gone for good, open with --degraded",
+				ErrMembership, most, len(h.members), most)
+		}
+		return nil, fmt.Errorf("%w: %d of %d disks found that agree, need %d", ErrMembership, most, len(h.members), need)
+	}
+	for _, h := range heads[1:] {
+		if !heads[0].knows(h.epoch()) {
+			return nil, fmt.Errorf("%w: the disks hold two histories, at epochs %d and %d, that diverged: remove the disks of one",
+				ErrMembership, heads[0].epoch().num, h.epoch().num)
+		}
+	}
+	return heads[0], nil
+}
+
+// countLive refuses when more members are missing than parity bears.
+func countLive(head *superblock, disks []*disk, opt Options) error {
+	have := 0
+	var missing []string
+	for _, d := range disks {
+		if d.state == DiskHealthy || d.state == DiskStale {
+			have++
+		} else {
+			missing = append(missing, fmt.Sprintf("slot %d (%x): %s: %s", d.slot, d.id[:4], d.state, d.reason))
+		}
+	}
+	if have < len(disks)-head.geo.Parity {
+		return fmt.Errorf("%w: %d of %d disks usable, need %d; %q", ErrMembership, have, len(disks), len(disks)-head.geo.Parity, missing)
+	}
+	if have <= head.geo.Parity && !opt.Degraded {
+		return fmt.Errorf("%w: %d of %d disks usable could be a stale half: open with --degraded if the others are gone for good; %q",
+			ErrMembership, have, len(disks), missing)
+	}
+	return nil
+}
+
+// newArray makes the array's structures; nothing is read or written yet.
+func newArray(opt Options, devs []blockdev.Device, head *superblock, disks []*disk) (*Array, error) {
+	timeout := func(d time.Duration) time.Duration {
+		if d == 0 {
+			return blockdev.DefaultTimeout
+		}
+		return d
+	}
+	mk := opt.group
+	if mk == nil {
+		mk = func(devs []blockdev.Device) (blockdev.Group, error) {
+			g := blockdev.GroupOptions{ReadTimeout: timeout(opt.ReadTimeout), WriteTimeout: timeout(opt.WriteTimeout)}
+			if opt.PreferPool {
+				g.Prefer = "pool"
+			}
+			return blockdev.NewGroup(devs, g)
+		}
+	}
+	group, err := mk(devs)
+	if err != nil {
+		return nil, err
+	}
+	limit := opt.ArenaBytes
+	if limit == 0 {
+		limit = defaultArena
+	}
+	small := int64(head.geo.width()*maxCellBlocks*BlockSize)*2*maxInflight + int64(len(disks))*superSize*2
+	a := &Array{
+		opt: opt, logger: opt.Logger, geo: head.geo, group: group, disks: disks, super: *head,
+		codec: newCodec(head.array, opt.Keys.CellKey(), opt.Crypto, opt.faults),
+		arena: blockdev.NewArena(blockdev.ArenaOptions{Limit: limit / 2}),
+		reads: blockdev.NewArena(blockdev.ArenaOptions{Limit: limit / 2}),
+		meta:  blockdev.NewArena(blockdev.ArenaOptions{Limit: small}),
+		bands: map[uint64]*band{}, ahead: map[kind]*aheadBand{}, repair: make(chan repairTask, 64),
+		slotOf: make([]int, len(devs)),
+		bulk:   bulkStream{lock: make(chan struct{}, 1)},
+	}
+	for i := range a.slotOf {
+		a.slotOf[i] = -1
+	}
+	a.ctx, a.cancel = context.WithCancel(context.Background())
+	for _, d := range disks {
+		if d.dev != nil {
+			a.slotOf[d.gi] = d.slot
+			d.extents = min(d.extents, a.geo.extents(d.dev.Limits().Size))
+		}
+		d.used = make([]bool, d.extents)
+		d.free = int(d.extents)
+	}
+	a.log = newPackedLog(a)
+	return a, nil
+}
+
+// start recovers, begins the epoch and lets the writers run.
+func (a *Array) start(ctx context.Context) error {
+	if err := a.scanBands(ctx); err != nil {
+		return err
+	}
+	cut, err := a.recover(ctx)
+	if err != nil {
+		return err
+	}
+	a.log.next = cut + 1
+	a.log.acked.Store(cut)
+	if a.opt.ReadOnly {
+		a.log.err = ErrReadOnly
+		return nil
+	}
+	if err := a.resync(ctx, cut); err != nil {
+		return err
+	}
+	if !a.opt.faults.noNonce || a.super.epoch().num == 1 {
+		if err := a.beginEpoch(cut); err != nil {
+			return err
+		}
+	}
+	if a.opt.manual == nil {
+		for range packedWriters {
+			a.tasks.Go(a.log.run)
+		}
+		a.tasks.Go(a.runRepairs)
+	}
+	return nil
+}

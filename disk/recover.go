@@ -1,0 +1,591 @@
+package disk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"coffer/disk/internal/blockdev"
+)
+
+// foundBand is what the scan learnt of a band.
+type foundBand struct {
+	*band
+	first  uint64 // number of the stripe in its first place, 0 when none is readable
+	begun  bool   // something was written behind the header
+	claims int    // extents whose header names it
+}
+
+// recovery is the state of one pass over the log.
+type recovery struct {
+	a     *Array
+	found map[uint64]*foundBand
+	order []*foundBand // packed bands, ascending
+	mark  uint64       // highest stripe known to have been acknowledged
+	limit map[uint64]uint64
+}
+
+// scanBatch is how many extents of a disk are looked at in one batch.
+const scanBatch = 64
+
+// scanBands reads the first two blocks of every extent and builds the table of bands.
+func (a *Array) scanBands(ctx context.Context) error {
+	r := &recovery{a: a, found: map[uint64]*foundBand{}}
+	for _, d := range a.disks {
+		if d.dev == nil || d.state == DiskForeign {
+			continue
+		}
+		for e := uint32(0); e < d.extents; e += scanBatch {
+			if err := r.scanExtents(ctx, d, e, min(e+scanBatch, d.extents)); err != nil {
+				return err
+			}
+		}
+	}
+	r.dropVoid()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, f := range r.found {
+		a.bands[f.num] = f.band
+		f.band.first = f.first
+		for _, m := range f.members {
+			a.disks[m.slot].markUsed(m.extent)
+		}
+	}
+	return nil
+}
+
+// scanExtents looks at extents from..to-1 of one disk. What cannot be read is left to the copies on other members.
+func (r *recovery) scanExtents(ctx context.Context, d *disk, from, to uint32) error {
+	a := r.a
+	const n = 2 * BlockSize
+	buf, err := a.meta.Get(ctx, int(to-from)*n)
+	if err != nil {
+		return err
+	}
+	ops := make([]blockdev.Op, to-from)
+	defer func() { release(&buf, ops) }()
+	for i := range ops {
+		ops[i] = blockdev.Op{Dev: d.gi, Off: a.geo.extentOffset(from + uint32(i)), Buf: buf.Bytes()[i*n:][:n]}
+	}
+	if err := a.group.Run(ops); err != nil {
+		return err
+	}
+	for i := range ops {
+		if ops[i].Err != nil {
+			continue
+		}
+		b, pos, err := a.codec.parseBand(ops[i].Buf[:BlockSize], d.id)
+		if err != nil || !a.plausible(b) || b.members[pos] != (bandMember{d.slot, from + uint32(i)}) {
+			continue
+		}
+		f := r.found[b.num]
+		if f == nil {
+			b.end = a.geo.extentBlocks()
+			f = &foundBand{band: b}
+			r.found[b.num] = f
+		}
+		f.claims++
+		h, err := a.codec.parse(ops[i].Buf[BlockSize:], place{disk: d.id, band: b.num, off: 1})
+		if err == nil && a.fits(&h, b) {
+			f.begun, f.first = true, h.stripe
+		}
+	}
+	return nil
+}
+
+// plausible reports whether a band read from a disk can exist in this array.
+func (a *Array) plausible(b *band) bool {
+	if b.epoch > a.super.epoch().num || b.num>>32 != b.epoch || len(b.members) > len(a.disks) {
+		return false
+	}
+	seen := map[int]bool{}
+	for _, m := range b.members {
+		if m.slot >= len(a.disks) || seen[m.slot] {
+			return false
+		}
+		if d := a.disks[m.slot]; d.dev != nil && d.state != DiskForeign && m.extent >= d.extents {
+			return false
+		}
+		seen[m.slot] = true
+	}
+	return true
+}
+
+// dropVoid removes bands whose extents a newer band has taken, and bands in which nothing was ever written.
+func (r *recovery) dropVoid() {
+	var all []*foundBand
+	for _, f := range r.found {
+		all = append(all, f)
+	}
+	slices.SortFunc(all, func(x, y *foundBand) int {
+		if x.num > y.num {
+			return -1
+		}
+		return 1
+	})
+	taken := map[bandMember]bool{}
+	for _, f := range all {
+		clash := slices.ContainsFunc(f.members, func(m bandMember) bool { return taken[m] })
+		if clash || (!f.begun && !r.anythingBehind(f.band)) {
+			delete(r.found, f.num)
+			continue
+		}
+		for _, m := range f.members {
+			taken[m] = true
+		}
+	}
+}
+
+// anythingBehind looks for any valid header in the part of a band that could be in flight while its first stripe is missing.
+func (r *recovery) anythingBehind(b *band) bool {
+	for h := range r.a.headersBehind(b, 1, searchBlocks) {
+		return h.blocks > 0
+	}
+	return false
+}
+
+// searchBlocks is how far behind a missing stripe others of the same moment can begin: all that can be in flight.
+const searchBlocks = (maxInflight + 1) * maxCellBlocks
+
+// headersBehind yields the valid cell headers at blocks off..off+n of a band, in order of offset.
+func (a *Array) headersBehind(b *band, off uint32, n int) func(func(header) bool) {
+	return func(yield func(header) bool) {
+		const chunk = 64
+		end := min(off+uint32(n), a.geo.extentBlocks())
+		for ; off < end; off += chunk {
+			blocks := int(min(chunk, end-off))
+			buf, err := a.meta.Get(a.ctx, blocks*BlockSize*len(b.members))
+			if err != nil {
+				return
+			}
+			var ops []blockdev.Op
+			var slots []int
+			for pos, m := range b.members {
+				if op, ok := a.op(b, pos, off, 0, buf.Bytes()[pos*blocks*BlockSize:][:blocks*BlockSize]); ok {
+					ops, slots = append(ops, op), append(slots, m.slot)
+				}
+			}
+			if len(ops) == 0 || a.group.Run(ops) != nil {
+				release(&buf, ops)
+				return
+			}
+			var found []header
+			for blk := range blocks {
+				for i := range ops {
+					if ops[i].Err != nil {
+						continue
+					}
+					at := place{disk: a.disks[slots[i]].id, band: b.num, off: off + uint32(blk)}
+					if h, err := a.codec.parse(ops[i].Buf[blk*BlockSize:], at); err == nil && a.fits(&h, b) {
+						found = append(found, h)
+					}
+				}
+			}
+			release(&buf, ops)
+			for _, h := range found {
+				if !yield(h) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// probe reads the stripe that begins at block off of a band: nil when no valid header is there. Cells are verified.
+func (a *Array) probe(ctx context.Context, b *band, off uint32) (*wholeStripe, error) {
+	if off >= a.geo.extentBlocks() {
+		return nil, nil
+	}
+	buf, err := a.meta.Get(ctx, len(b.members)*BlockSize)
+	if err != nil {
+		return nil, err
+	}
+	var ops []blockdev.Op
+	var slots []int
+	for pos, m := range b.members {
+		if op, ok := a.op(b, pos, off, 0, buf.Bytes()[pos*BlockSize:][:BlockSize]); ok {
+			ops, slots = append(ops, op), append(slots, m.slot)
+		}
+	}
+	defer func() { release(&buf, ops) }()
+	if len(ops) == 0 {
+		return nil, nil
+	}
+	if err := a.group.Run(ops); err != nil {
+		return nil, err
+	}
+	var best *wholeStripe
+	var seen []header
+	for i := range ops {
+		if ops[i].Err != nil {
+			continue
+		}
+		h, err := a.codec.parse(ops[i].Buf, place{disk: a.disks[slots[i]].id, band: b.num, off: off})
+		if err != nil || !a.fits(&h, b) || slices.ContainsFunc(seen, func(o header) bool { return o.sameStripe(&h) }) {
+			continue
+		}
+		seen = append(seen, h)
+		w, err := a.readWhole(ctx, b, h)
+		if err != nil {
+			continue
+		}
+		if best == nil || w.goodCells()-int(w.head.data) > best.goodCells()-int(best.head.data) {
+			best, w = w, best
+		}
+		if w != nil {
+			w.release()
+		}
+	}
+	return best, nil
+}
+
+// recover brings the state up to the end of the log and returns the number of the last packed stripe that stands. Stripes that
+// can be decoded but are not complete are completed before they are shown; stripes that cannot are the tail if nothing says
+// that they were acknowledged, and a loss otherwise.
+func (a *Array) recover(ctx context.Context) (uint64, error) {
+	r := a.newRecovery()
+	var from Position
+	if a.opt.State != nil && !a.opt.Rebuild {
+		var err error
+		if from, err = a.opt.State.Position(); err != nil {
+			return 0, fmt.Errorf("read the state's position: %w", err)
+		}
+		if ok, err := r.holds(ctx, from); err != nil {
+			return 0, err
+		} else if !ok {
+			if from != (Position{}) {
+				a.logger.Warn("state does not match the log: replaying all of it", "stripe", from.Stripe)
+			}
+			from = Position{}
+		}
+	}
+	if from == (Position{}) && a.opt.State != nil && !a.opt.ReadOnly {
+		if err := a.opt.State.Reset(); err != nil {
+			return 0, fmt.Errorf("reset the state: %w", err)
+		}
+	}
+	return r.walk(ctx, from)
+}
+
+func (a *Array) newRecovery() *recovery {
+	r := &recovery{a: a, limit: map[uint64]uint64{}}
+	for _, b := range a.bands {
+		if b.kind == kindPacked {
+			r.order = append(r.order, &foundBand{band: b, first: b.first, begun: true})
+		}
+	}
+	slices.SortFunc(r.order, func(x, y *foundBand) int {
+		if x.num < y.num {
+			return -1
+		}
+		return 1
+	})
+	for _, e := range a.super.history {
+		r.mark = max(r.mark, e.cut)
+	}
+	// A stripe number that a later epoch used again was void in the earlier one.
+	lowest, later := ^uint64(0), ^uint64(0)
+	for i := len(r.order) - 1; i >= 0; i-- {
+		f := r.order[i]
+		if i+1 < len(r.order) && r.order[i+1].epoch != f.epoch {
+			later = lowest
+		}
+		if f.first > 0 {
+			lowest = min(lowest, f.first-1)
+		}
+		r.limit[f.num] = min(later, a.super.cutFor(f.epoch))
+	}
+	return r
+}
+
+// holds reports whether the log has the stripe that a state says it applied last.
+func (r *recovery) holds(ctx context.Context, p Position) (bool, error) {
+	if p == (Position{}) {
+		return len(r.order) == 0, nil
+	}
+	b := r.a.bands[p.Band]
+	if b == nil || b.kind != kindPacked || p.Stripe > r.limit[b.num] {
+		return false, nil
+	}
+	w, err := r.a.probe(ctx, b, p.Off)
+	if err != nil || w == nil {
+		return false, err
+	}
+	defer w.release()
+	return w.head.stripe == p.Stripe && (w.head.nonce == p.Nonce), nil
+}
+
+// walk goes over the packed stream behind from.
+func (r *recovery) walk(ctx context.Context, from Position) (uint64, error) {
+	next := from.Stripe + 1
+	i, off := 0, uint32(1)
+	if from.Stripe > 0 {
+		i = slices.IndexFunc(r.order, func(f *foundBand) bool { return f.num == from.Band })
+		off = from.Off
+		next = from.Stripe
+	}
+	for i < len(r.order) {
+		if err := ctx.Err(); err != nil {
+			return 0, err
+		}
+		f := r.order[i]
+		w, err := r.a.probe(ctx, f.band, off)
+		if err != nil {
+			return 0, err
+		}
+		usable := w != nil && w.head.stripe == next && next <= r.limit[f.num] && w.goodCells() >= int(w.head.data)
+		if usable {
+			err = r.take(ctx, w, next == from.Stripe)
+			off += w.head.blocks
+		}
+		if w != nil {
+			r.mark = max(r.mark, w.head.mark)
+			w.release()
+		}
+		if err != nil {
+			return 0, err
+		}
+		if usable {
+			next++
+			continue
+		}
+		if i, off, next, err = r.skip(ctx, i, off, next); err != nil {
+			return 0, err
+		}
+	}
+	return next - 1, nil
+}
+
+// take completes a stripe and applies its records.
+func (r *recovery) take(ctx context.Context, w *wholeStripe, applied bool) error {
+	a := r.a
+	incomplete := slices.Contains(w.bad[:w.width()], true)
+	if err := w.complete(); err != nil {
+		return err
+	}
+	if incomplete && !a.opt.ReadOnly && !a.opt.faults.noRepair {
+		failed, err := w.rewrite()
+		if err != nil {
+			return err
+		}
+		if err := a.lose(failed); err != nil {
+			return err
+		}
+	}
+	if applied || a.opt.State == nil {
+		return nil
+	}
+	entries, err := a.decodeEntries(w)
+	if err != nil {
+		// Checksums hold and the seal does not: nobody but an adversary or a bug writes that. Set it aside and go on.
+		a.logger.Error("stripe not understood", "stripe", w.head.stripe, "err", err)
+		r.lost(w.band.num, w.head.stripe, w.head.stripe)
+	}
+	pos := Position{Stripe: w.head.stripe, Band: w.band.num, Off: w.head.off, Nonce: w.head.nonce}
+	a.stats.applied.Store(w.head.stripe)
+	return a.opt.State.Apply(pos, entries)
+}
+
+// lose marks disks that failed while the array was being opened: the coming epoch goes on without them.
+func (a *Array) lose(slots []int) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, s := range slots {
+		a.disks[s].state, a.disks[s].reason = DiskFenced, "a write failed during recovery"
+	}
+	if n := a.liveLocked(); n < len(a.disks)-a.geo.Parity {
+		return fmt.Errorf("%d of %d disks left: %w", n, len(a.disks), ErrReadOnly)
+	}
+	return nil
+}
+
+// decodeEntries opens the record blocks of a complete stripe.
+func (a *Array) decodeEntries(w *wholeStripe) ([]Entry, error) {
+	key, err := a.opt.Keys.RecordKey(w.head.keyEpoch)
+	if err != nil {
+		return nil, err
+	}
+	aead, err := recordAEAD(key, &w.head)
+	if err != nil {
+		return nil, err
+	}
+	var entries []Entry
+	for role := range int(w.head.data) {
+		h := w.head
+		h.role = uint8(role)
+		err := a.codec.openRecords(aead, w.cells[role], &h, func(e Entry) error {
+			entries = append(entries, e)
+			return nil
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	return entries, nil
+}
+
+// skip decides what follows when the stripe numbered next is not at block off of band i: the next band, a gap that is a loss,
+// or the end of the stream.
+func (r *recovery) skip(ctx context.Context, i int, off uint32, next uint64) (int, uint32, uint64, error) {
+	for j := i + 1; j < len(r.order); j++ {
+		if f := r.order[j]; f.first == next && next <= r.limit[f.num] {
+			return j, 1, next, nil
+		}
+	}
+	// What lies behind, in this band and at the heads of the later ones, may say that the stripe was acknowledged.
+	f := r.order[i]
+	to, toOff, toStripe := -1, uint32(0), ^uint64(0)
+	look := func(n int) {
+		for h := range r.a.headersBehind(f.band, off, n) {
+			r.mark = max(r.mark, h.mark)
+			if h.stripe > next && h.stripe <= r.limit[f.num] && h.stripe < toStripe {
+				to, toOff, toStripe = i, h.off, h.stripe
+			}
+		}
+	}
+	look(searchBlocks)
+	for j := i + 1; j < len(r.order); j++ {
+		g := r.order[j]
+		if g.first > next && g.first <= r.limit[g.num] && g.first < toStripe {
+			to, toOff, toStripe = j, 1, g.first
+		}
+		if w, err := r.a.probe(ctx, g.band, 1); err != nil {
+			return 0, 0, 0, err
+		} else if w != nil {
+			r.mark = max(r.mark, w.head.mark)
+			w.release()
+		}
+	}
+	if next > r.mark {
+		return len(r.order), 0, next, nil // never acknowledged: the end
+	}
+	if to < 0 {
+		look(int(r.a.geo.extentBlocks()))
+	}
+	if to < 0 {
+		r.lost(f.num, next, r.mark)
+		return len(r.order), 0, r.mark + 1, nil
+	}
+	r.lost(f.num, next, toStripe-1)
+	return to, toOff, toStripe, nil
+}
+
+// lost reports stripes that were acknowledged and cannot be read.
+func (r *recovery) lost(band, from, to uint64) {
+	r.a.logger.Error("acknowledged stripes lost", "band", band, "from", from, "to", to)
+	r.a.mu.Lock()
+	r.a.losses = append(r.a.losses, Loss{Band: band, From: from, To: to})
+	r.a.mu.Unlock()
+}
+
+// resync brings disks that were away up to date: every cell that the bands of their last epoch and later put on them is verified
+// and rewritten where it is not there. Older bands were complete when they left.
+func (a *Array) resync(ctx context.Context, cut uint64) error {
+	var stale []*disk
+	a.mu.Lock()
+	for _, d := range a.disks {
+		if d.state == DiskStale {
+			stale = append(stale, d)
+		}
+	}
+	a.mu.Unlock()
+	for _, d := range stale {
+		cells, err := a.resyncDisk(ctx, d, cut)
+		if err != nil {
+			a.logger.Error("disk not resynchronised", "path", d.path, "err", err)
+			a.mu.Lock()
+			d.state, d.reason = DiskFenced, err.Error()
+			a.mu.Unlock()
+			continue
+		}
+		a.logger.Info("disk resynchronised", "path", d.path, "cells", cells)
+	}
+	return nil
+}
+
+// resyncDisk makes one stale disk whole. It turns healthy at the end.
+func (a *Array) resyncDisk(ctx context.Context, d *disk, cut uint64) (int, error) {
+	cells := 0
+	r := a.newRecovery()
+	a.mu.Lock()
+	d.state, d.reason = DiskHealthy, ""
+	a.mu.Unlock()
+	for _, b := range a.bands {
+		pos := slices.IndexFunc(b.members, func(m bandMember) bool { return m.slot == d.slot })
+		if pos < 0 || b.epoch < d.epoch.num {
+			continue
+		}
+		if err := a.rewriteBandHeader(ctx, b, pos, d); err != nil {
+			return cells, err
+		}
+		n, err := a.resyncBand(ctx, b, d, func(h *header) bool {
+			return b.kind == kindBulk || h.stripe <= min(cut, r.limit[b.num])
+		})
+		cells += n
+		if err != nil {
+			return cells, err
+		}
+	}
+	return cells, nil
+}
+
+// rewriteBandHeader puts the header block of a band back on a disk.
+func (a *Array) rewriteBandHeader(ctx context.Context, b *band, pos int, d *disk) error {
+	buf, err := a.meta.Get(ctx, BlockSize)
+	if err != nil {
+		return err
+	}
+	a.codec.putBand(buf.Bytes()[:BlockSize], b, pos, d.id)
+	ops := []blockdev.Op{{Dev: d.gi, Write: true, Durable: true, Off: a.geo.extentOffset(b.members[pos].extent), Buf: buf.Bytes()[:BlockSize]}}
+	failed, err := a.runWrites(ops, &buf)
+	if err == nil && len(failed) > 0 {
+		err = ops[0].Err
+	}
+	return err
+}
+
+// resyncBand walks the stripes of a band and rewrites the bad cells of those that stand.
+func (a *Array) resyncBand(ctx context.Context, b *band, d *disk, stands func(*header) bool) (cells int, err error) {
+	err = a.eachStripe(ctx, b, func(w *wholeStripe) error {
+		if !stands(&w.head) || w.goodCells() < int(w.head.data) || !slices.Contains(w.bad[:w.width()], true) {
+			return nil
+		}
+		failed, err := w.rewrite()
+		if err == nil && slices.Contains(failed, d.slot) {
+			err = errors.New("a write failed during resynchronisation")
+		}
+		cells++
+		return err
+	})
+	return cells, err
+}
+
+// eachStripe visits the stripes of a band from front to back, stepping over holes.
+func (a *Array) eachStripe(ctx context.Context, b *band, fn func(*wholeStripe) error) error {
+	for off := uint32(1); off < a.geo.extentBlocks(); {
+		w, err := a.probe(ctx, b, off)
+		if err != nil {
+			return err
+		}
+		if w != nil {
+			off += w.head.blocks
+			err = fn(w)
+			w.release()
+			if err != nil {
+				return err
+			}
+			continue
+		}
+		at := uint32(0)
+		for h := range a.headersBehind(b, off+1, searchBlocks*4) {
+			at = h.off
+			break
+		}
+		if at == 0 {
+			return nil
+		}
+		off = at
+	}
+	return nil
+}

@@ -1,0 +1,297 @@
+package disk
+
+import (
+	"context"
+	"fmt"
+
+	"coffer/disk/internal/blockdev"
+)
+
+// wholeStripe is a stripe with all its cells in memory and a verdict on each.
+type wholeStripe struct {
+	a     *Array
+	band  *band
+	head  header // of any valid cell
+	buf   blockdev.Buf
+	ops   []blockdev.Op
+	cells [MaxWidth][]byte
+	good  [MaxWidth]bool // header and checksum hold
+	bad   [MaxWidth]bool // the disk is there, its cell is not good
+}
+
+func (w *wholeStripe) width() int { return int(w.head.data) + int(w.head.parity) }
+func (w *wholeStripe) release()   { release(&w.buf, w.ops) }
+
+// goodCells counts the cells that can be trusted.
+func (w *wholeStripe) goodCells() (n int) {
+	for i := range w.width() {
+		if w.good[i] {
+			n++
+		}
+	}
+	return n
+}
+
+// readWhole reads and verifies all cells of the stripe that like describes.
+func (a *Array) readWhole(ctx context.Context, b *band, like header) (*wholeStripe, error) {
+	w := &wholeStripe{a: a, band: b, head: like}
+	n, size := w.width(), int(like.blocks)*BlockSize
+	buf, err := a.reads.Get(ctx, n*size)
+	if err != nil {
+		return nil, err
+	}
+	w.buf = buf
+	var roles []int
+	for r := range n {
+		w.cells[r] = buf.Bytes()[r*size:][:size:size]
+		if op, ok := a.op(b, like.member(r), like.off, 0, w.cells[r]); ok {
+			w.ops = append(w.ops, op)
+			roles = append(roles, r)
+		}
+	}
+	if len(w.ops) == 0 {
+		w.release()
+		return nil, fmt.Errorf("stripe %x/%d: no disk left: %w", b.num, like.off, ErrCorrupt)
+	}
+	if err := a.group.Run(w.ops); err != nil {
+		w.release()
+		return nil, err
+	}
+	for i, r := range roles {
+		w.bad[r] = true
+		if w.ops[i].Err != nil {
+			continue
+		}
+		id := a.disks[b.members[like.member(r)].slot].id
+		h, err := a.codec.parse(w.cells[r], place{disk: id, band: b.num, off: like.off})
+		if err == nil && int(h.role) == r && h.sameStripe(&like) && a.codec.verify(w.cells[r], &h) {
+			w.good[r], w.bad[r] = true, false
+		}
+	}
+	return w, nil
+}
+
+// complete reconstructs every cell that is not good, headers included, from the good ones.
+func (w *wholeStripe) complete() error {
+	d, n := int(w.head.data), w.width()
+	if w.goodCells() < d {
+		return fmt.Errorf("stripe %x/%d: %d of %d cells good: %w", w.band.num, w.head.off, w.goodCells(), d, ErrCorrupt)
+	}
+	return w.reconstruct(func(r int) bool { return w.good[r] }, n)
+}
+
+// reconstruct fills the payloads of the first n cells for which use says false.
+func (w *wholeStripe) reconstruct(use func(role int) bool, n int) error {
+	start := w.head.start()
+	shards := make([][]byte, w.width())
+	want := make([]bool, w.width())
+	missing := false
+	for r := range shards {
+		p := w.cells[r][start:]
+		if use(r) {
+			shards[r] = p
+			continue
+		}
+		shards[r] = p[:0:len(p)]
+		want[r] = r < n
+		missing = missing || want[r]
+	}
+	if !missing {
+		return nil
+	}
+	coder, err := w.a.opt.Crypto.Coder(int(w.head.data), int(w.head.parity))
+	if err != nil {
+		return err
+	}
+	return coder.Reconstruct(shards, want)
+}
+
+// rewrite completes the stripe and writes the cells that are bad on live disks: the very bytes that were there. It returns the
+// slots of disks that refused.
+func (w *wholeStripe) rewrite() ([]int, error) {
+	if err := w.complete(); err != nil {
+		return nil, err
+	}
+	a := w.a
+	var ops []blockdev.Op
+	for r := range w.width() {
+		if !w.bad[r] {
+			continue
+		}
+		pos := w.head.member(r)
+		d := a.readable(w.band, pos)
+		if d == nil {
+			continue
+		}
+		h := w.head
+		h.role, h.disk = uint8(r), d.id
+		if h.kind == kindBulk {
+			clear(w.cells[r][:BlockSize])
+		}
+		h.crc = a.codec.checksum(&h, a.opt.Crypto.CRC64NVME(0, w.cells[r][h.start():]))
+		a.codec.put(w.cells[r], &h)
+		op, _ := a.op(w.band, pos, h.off, 0, w.cells[r])
+		op.Write, op.Durable = true, true
+		ops = append(ops, op)
+	}
+	if len(ops) == 0 {
+		return nil, nil
+	}
+	err := a.group.Run(ops)
+	a.stats.repairs.Add(uint64(len(ops)))
+	w.ops = append(w.ops, ops...) // should one be stuck, the buffer is not released
+	return a.failedSlots(ops), err
+}
+
+// repairTask names a stripe with something to rewrite.
+type repairTask struct {
+	band *band
+	off  uint32
+}
+
+// queueRepair has a stripe rewritten in the background. When the queue is full the next reader or a scrub will find it.
+func (a *Array) queueRepair(b *band, off uint32) {
+	if a.opt.ReadOnly {
+		return
+	}
+	select {
+	case a.repair <- repairTask{b, off}:
+	default:
+	}
+}
+
+// runRepairs rewrites what reads found bad until the array closes.
+func (a *Array) runRepairs() {
+	for {
+		select {
+		case <-a.ctx.Done():
+			return
+		case t := <-a.repair:
+			if err := a.repairStripe(a.ctx, t.band, t.off); err != nil && a.ctx.Err() == nil {
+				a.logger.Warn("repair stripe", "band", t.band.num, "off", t.off, "err", err)
+			}
+		}
+	}
+}
+
+// repairStripe verifies a stripe and rewrites its bad cells.
+func (a *Array) repairStripe(ctx context.Context, b *band, off uint32) error {
+	h, err := a.anyHeader(ctx, b, off)
+	if err != nil {
+		return err
+	}
+	w, err := a.readWhole(ctx, b, h)
+	if err != nil {
+		return err
+	}
+	defer w.release()
+	failed, err := w.rewrite()
+	if err == nil && len(failed) > 0 {
+		err = a.log.fail(failed)
+	}
+	return err
+}
+
+// Repair is for bytes that the caller's check refused, or that it distrusts: it reads the whole stripe, verifies every cell, and
+// tries what the good ones yield, leaving out cells in turn, until check accepts segment i (or the packed bytes). Bytes(i)
+// returns the accepted bytes afterwards. Bad cells are rewritten in the background.
+func (v *View) Repair(ctx context.Context, i int, check func(p []byte) error) error {
+	a := v.a
+	like, err := a.anyHeader(ctx, v.band, v.off())
+	if err != nil {
+		return err
+	}
+	role, at, n := int(v.loc.Role), int(v.loc.Start), int(v.loc.Len)
+	if v.loc.IsZero() {
+		seg := v.first + i
+		role, at, n = seg%int(v.stripe.Data), slotOffset(seg/int(v.stripe.Data)), SegmentSize
+	}
+	if role >= int(like.data) || at+n > int(like.blocks)*BlockSize {
+		return fmt.Errorf("stripe %x/%d: shorter than its record says: %w", v.band.num, v.off(), ErrCorrupt)
+	}
+	w, err := a.readWhole(ctx, v.band, like)
+	if err != nil {
+		return err
+	}
+	defer w.release()
+	accept := func() bool {
+		p := w.cells[role][at:][:n]
+		if check(p) != nil {
+			return false
+		}
+		if v.fixed == nil {
+			v.fixed = make(map[int][]byte)
+		}
+		v.fixed[i] = append([]byte(nil), p...)
+		return true
+	}
+	if w.good[role] && accept() {
+		a.queueRepair(v.band, v.off())
+		return nil
+	}
+	a.stats.reconstructions.Add(1)
+	if w.tryLeavingOut(role, accept) {
+		a.queueRepair(v.band, v.off())
+		return nil
+	}
+	return fmt.Errorf("stripe %x/%d: no combination of %d good cells of %d yields the data: %w",
+		v.band.num, v.off(), w.goodCells(), w.width(), ErrCorrupt)
+}
+
+// maxAttempts bounds the combinations of cells that one repair tries.
+const maxAttempts = 600
+
+// tryLeavingOut reconstructs the wanted cell from the good cells without it: from all, then leaving out one of the others, then
+// two, and so on while enough remain.
+func (w *wholeStripe) tryLeavingOut(role int, accept func() bool) bool {
+	var pool []int
+	for r := range w.width() {
+		if w.good[r] && r != role {
+			pool = append(pool, r)
+		}
+	}
+	spare := len(pool) - int(w.head.data)
+	attempts := 0
+	var out [MaxWidth]bool
+	var try func(from, left int) bool
+	try = func(from, left int) bool {
+		if left == 0 {
+			attempts++
+			use := func(r int) bool { return w.good[r] && r != role && !out[r] }
+			return w.reconstructOnly(role, use) == nil && accept()
+		}
+		for i := from; i < len(pool) && attempts < maxAttempts; i++ {
+			out[pool[i]] = true
+			if try(i+1, left-1) {
+				return true
+			}
+			out[pool[i]] = false
+		}
+		return false
+	}
+	for left := 0; left <= spare; left++ {
+		if try(0, left) {
+			return true
+		}
+	}
+	return false
+}
+
+// reconstructOnly fills the payload of one data cell from the cells that use allows.
+func (w *wholeStripe) reconstructOnly(role int, use func(int) bool) error {
+	start := w.head.start()
+	shards := make([][]byte, w.width())
+	want := make([]bool, w.width())
+	for r := range shards {
+		p := w.cells[r][start:]
+		if shards[r] = p[:0:len(p)]; use(r) {
+			shards[r] = p
+		}
+	}
+	want[role] = true
+	coder, err := w.a.opt.Crypto.Coder(int(w.head.data), int(w.head.parity))
+	if err != nil {
+		return err
+	}
+	return coder.Reconstruct(shards, want)
+}

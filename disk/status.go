@@ -1,0 +1,112 @@
+package disk
+
+import (
+	"encoding/hex"
+
+	"coffer/disk/internal/blockdev"
+)
+
+// DiskState is what a member of the array is good for.
+type DiskState string
+
+const (
+	DiskHealthy DiskState = "healthy" // read and written
+	DiskFenced  DiskState = "fenced"  // failed a write; out of the array until it is replaced or opened again
+	DiskMissing DiskState = "missing" // no device with its superblock
+	DiskStale   DiskState = "stale"   // was away while the array was written; resynchronised at open before it counts
+	DiskForeign DiskState = "foreign" // cannot be believed
+)
+
+// DiskStatus describes a member. Sizes are bytes.
+type DiskStatus struct {
+	Slot    int       `json:"slot"`
+	ID      string    `json:"id"`
+	Path    string    `json:"path"`
+	State   DiskState `json:"state"`
+	Reason  string    `json:"reason,omitempty"`
+	Size    int64     `json:"size"`
+	Extents int       `json:"extents"`
+	Free    int       `json:"free_extents"`
+
+	Stats blockdev.Stats `json:"-"`
+}
+
+// Loss is a run of packed stripes that were acknowledged and can no longer be read.
+type Loss struct {
+	Band uint64 `json:"band"`
+	From uint64 `json:"from_stripe"`
+	To   uint64 `json:"to_stripe"`
+}
+
+// Status describes an open array. Sizes are bytes.
+type Status struct {
+	ArrayID    string       `json:"array_id"`
+	Data       int          `json:"data"`
+	Parity     int          `json:"parity"`
+	ExtentSize int64        `json:"extent_size"`
+	State      string       `json:"state"` // "healthy", "degraded", "read-only", "stopped"
+	Reason     string       `json:"reason,omitempty"`
+	Epoch      uint64       `json:"epoch"`
+	Stripe     uint64       `json:"last_stripe"`
+	Bands      int          `json:"bands"`
+	Capacity   int64        `json:"capacity"` // of data, when all disks are there
+	Free       int64        `json:"free"`     // of data, in extents not yet taken
+	IO         string       `json:"io"`       // "uring", "pool"
+	IOReason   string       `json:"io_reason,omitempty"`
+	Disks      []DiskStatus `json:"disks"`
+	Losses     []Loss       `json:"losses,omitempty"`
+
+	Commits         uint64 `json:"-"` // packed stripes written since open
+	Records         uint64 `json:"-"`
+	Repairs         uint64 `json:"-"` // cells rewritten
+	Reconstructions uint64 `json:"-"` // reads answered from parity
+	BufferBytes     int64  `json:"-"` // I/O buffers in use
+}
+
+// Status reports the array's state at this moment.
+func (a *Array) Status() Status {
+	a.log.mu.Lock()
+	stopped := a.log.err
+	a.log.mu.Unlock()
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	s := Status{
+		ArrayID: hex.EncodeToString(a.super.array[:]), Data: a.geo.Data, Parity: a.geo.Parity, ExtentSize: a.geo.ExtentSize,
+		State: "healthy", Epoch: a.super.epoch().num, Stripe: a.log.acked.Load(), Bands: len(a.bands),
+		IO: a.group.Kind(), IOReason: a.group.Reason(), Losses: append([]Loss(nil), a.losses...),
+		Commits: a.stats.commits.Load(), Records: a.stats.records.Load(),
+		Repairs: a.stats.repairs.Load(), Reconstructions: a.stats.reconstructions.Load(),
+	}
+	var extents int64
+	for _, d := range a.disks {
+		ds := DiskStatus{
+			Slot: d.slot, ID: hex.EncodeToString(d.id[:]), Path: d.path, State: d.state, Reason: d.reason,
+			Extents: int(d.extents), Free: d.free,
+		}
+		extents += int64(d.extents)
+		if d.dev != nil {
+			ds.Size, ds.Stats = d.dev.Limits().Size, d.dev.Stats()
+		}
+		if d.state != DiskHealthy {
+			s.State, s.Reason, ds.Free = "degraded", "a disk is "+string(d.state), 0
+		}
+		s.Disks = append(s.Disks, ds)
+	}
+	if len(s.Losses) > 0 {
+		s.State, s.Reason = "degraded", "acknowledged stripes were lost"
+	}
+	if stopped != nil {
+		s.State, s.Reason = "stopped", stopped.Error()
+		if a.opt.ReadOnly {
+			s.State, s.Reason = "read-only", "opened for reading"
+		}
+	}
+	usable := a.geo.ExtentSize - BlockSize
+	s.Capacity = extents / int64(a.geo.width()) * int64(a.geo.Data) * usable
+	s.Free = int64(max(a.bandsLeft()-reserveBands, 0)) * int64(a.geo.Data) * usable
+	for _, arena := range []*blockdev.Arena{a.arena, a.reads, a.meta} {
+		n, _ := arena.Stats()
+		s.BufferBytes += n
+	}
+	return s
+}

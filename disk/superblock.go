@@ -1,0 +1,234 @@
+package disk
+
+import (
+	"bytes"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+)
+
+// A superblock is kept in four copies, written one after the other, so that a power cut leaves at least two of one kind.
+const (
+	superMagic   = "COFFERSB"
+	superVersion = 1
+	superCopies  = 4
+	superStride  = 256 << 10 // bytes between copies
+	superSize    = 128 << 10 // bytes read and written per copy
+	superFixed   = 144       // bytes in front of the tables
+	superTrailer = 64        // keyed MAC, then checksum
+	memberSize   = 40
+	epochSize    = 32
+	maxHistory   = 64
+	maxKeyArea   = 64 << 10
+)
+
+type diskID [16]byte
+
+// memberState is what the member table says of a disk.
+type memberState uint8
+
+const (
+	memberActive memberState = 1 // takes part in every write of the epoch
+	memberOut    memberState = 2 // was missing or fenced when the epoch began
+)
+
+// memberEntry is a row of the member table. The row's number is the disk's slot.
+type memberEntry struct {
+	id      diskID
+	state   memberState
+	extents uint32
+	since   uint64 // the epoch at which the state last changed
+}
+
+// epoch is a period of writing by one process with one set of disks. Cut is the last packed stripe before it: whatever an
+// earlier epoch wrote beyond was never acknowledged and is void.
+type epoch struct {
+	num uint64
+	id  [8]byte
+	cut uint64
+}
+
+// superblock is the description of an array as one of its disks holds it.
+type superblock struct {
+	array    diskID
+	disk     diskID
+	slot     int
+	geo      Geometry
+	diskSize int64
+	created  int64   // unix ms
+	history  []epoch // newest first; history[0] is the current epoch
+	members  []memberEntry
+	keyArea  []byte
+}
+
+func (s *superblock) epoch() epoch { return s.history[0] }
+
+// knows reports whether e is the superblock's epoch or one of its ancestors.
+func (s *superblock) knows(e epoch) bool {
+	return slices.ContainsFunc(s.history, func(h epoch) bool { return h.num == e.num && h.id == e.id })
+}
+
+// cutFor returns the last packed stripe that a stripe of epoch num may have: the cut of the epoch that followed it.
+func (s *superblock) cutFor(num uint64) uint64 {
+	cut := ^uint64(0)
+	for _, h := range s.history {
+		if h.num > num {
+			cut = min(cut, h.cut)
+		}
+	}
+	return cut
+}
+
+// encode lays the superblock out as the given copy: superSize bytes, MAC under key.
+func (s *superblock) encode(copyNo int, key []byte) []byte {
+	b := make([]byte, superSize)
+	le := binary.LittleEndian
+	copy(b, superMagic)
+	le.PutUint16(b[8:], superVersion)
+	b[10] = byte(copyNo)
+	b[11] = byte(s.slot)
+	copy(b[16:], s.array[:])
+	copy(b[32:], s.disk[:])
+	b[48], b[49] = byte(s.geo.Data), byte(s.geo.Parity)
+	b[50], b[51] = byte(len(s.members)), byte(len(s.history))
+	le.PutUint32(b[52:], uint32(len(s.keyArea)))
+	le.PutUint64(b[56:], uint64(s.geo.ExtentSize))
+	le.PutUint64(b[64:], uint64(s.diskSize))
+	le.PutUint64(b[72:], uint64(s.created))
+	p := superFixed
+	for _, m := range s.members {
+		copy(b[p:], m.id[:])
+		b[p+16] = byte(m.state)
+		le.PutUint32(b[p+20:], m.extents)
+		le.PutUint64(b[p+24:], m.since)
+		p += memberSize
+	}
+	for _, e := range s.history {
+		le.PutUint64(b[p:], e.num)
+		copy(b[p+8:], e.id[:])
+		le.PutUint64(b[p+16:], e.cut)
+		p += epochSize
+	}
+	p += copy(b[p:], s.keyArea)
+	le.PutUint32(b[12:], uint32(p))
+	mac := hmac.New(sha256.New, key)
+	mac.Write(b[:p])
+	p += copy(b[p:], mac.Sum(nil))
+	sum := sha256.Sum256(b[:p])
+	copy(b[p:], sum[:])
+	return b
+}
+
+var (
+	errSuperblock = errors.New("no valid superblock")
+	errSuperMAC   = errors.New("superblock MAC does not verify")
+)
+
+// decodeSuperblock parses copy copyNo without a key: b is hostile until checkMAC has passed.
+func decodeSuperblock(b []byte, copyNo int) (*superblock, error) {
+	if len(b) < superFixed+superTrailer || string(b[:8]) != superMagic {
+		return nil, errSuperblock
+	}
+	le := binary.LittleEndian
+	if v := le.Uint16(b[8:]); v != superVersion {
+		return nil, fmt.Errorf("superblock version %d: this program reads %d", v, superVersion)
+	}
+	n := int(le.Uint32(b[12:]))
+	if n < superFixed || n > len(b)-superTrailer {
+		return nil, errSuperblock
+	}
+	sum := sha256.Sum256(b[:n+32])
+	if !bytes.Equal(sum[:], b[n+32:n+64]) || int(b[10]) != copyNo {
+		return nil, errSuperblock
+	}
+	s := &superblock{slot: int(b[11])}
+	copy(s.array[:], b[16:])
+	copy(s.disk[:], b[32:])
+	s.geo = Geometry{Data: int(b[48]), Parity: int(b[49]), ExtentSize: int64(le.Uint64(b[56:]))}
+	members, history, area := int(b[50]), int(b[51]), int(le.Uint32(b[52:]))
+	s.diskSize, s.created = int64(le.Uint64(b[64:])), int64(le.Uint64(b[72:]))
+	if history < 1 || history > maxHistory || area > maxKeyArea || s.slot >= members ||
+		s.geo.Validate(members) != nil || n != superFixed+members*memberSize+history*epochSize+area {
+		return nil, errSuperblock
+	}
+	p := superFixed
+	for range members {
+		var m memberEntry
+		copy(m.id[:], b[p:])
+		m.state = memberState(b[p+16])
+		m.extents, m.since = le.Uint32(b[p+20:]), le.Uint64(b[p+24:])
+		s.members = append(s.members, m)
+		p += memberSize
+	}
+	for range history {
+		e := epoch{num: le.Uint64(b[p:]), cut: le.Uint64(b[p+16:])}
+		copy(e.id[:], b[p+8:])
+		s.history = append(s.history, e)
+		p += epochSize
+	}
+	s.keyArea = bytes.Clone(b[p:n])
+	return s, nil
+}
+
+// checkMAC verifies the keyed MAC of a copy that decodeSuperblock accepted.
+func checkMAC(b, key []byte) error {
+	n := int(binary.LittleEndian.Uint32(b[12:]))
+	mac := hmac.New(sha256.New, key)
+	mac.Write(b[:n])
+	if !hmac.Equal(mac.Sum(nil), b[n:n+32]) {
+		return errSuperMAC
+	}
+	return nil
+}
+
+// sameState reports whether two copies describe the same moment of the same disk.
+func (s *superblock) sameState(o *superblock) bool {
+	return s.array == o.array && s.disk == o.disk && s.slot == o.slot && s.geo == o.geo &&
+		slices.Equal(s.history, o.history) && slices.Equal(s.members, o.members) && bytes.Equal(s.keyArea, o.keyArea)
+}
+
+// chooseCopy picks the newest state held by at least two of the copies (raw, nil where unreadable). With a key, copies whose
+// MAC fails do not count. The second result is the number of good copies of that state.
+func chooseCopy(raw [superCopies][]byte, key []byte) (*superblock, int, error) {
+	var found []*superblock
+	err := errSuperblock
+	for i, b := range raw {
+		if b == nil {
+			continue
+		}
+		s, e := decodeSuperblock(b, i)
+		if e == nil && key != nil {
+			e = checkMAC(b, key)
+		}
+		if e != nil {
+			if !errors.Is(err, errSuperMAC) {
+				err = e
+			}
+			continue
+		}
+		found = append(found, s)
+	}
+	var best *superblock
+	count := 0
+	for _, s := range found {
+		n := 0
+		for _, o := range found {
+			if s.sameState(o) {
+				n++
+			}
+		}
+		if n >= 2 && (best == nil || s.epoch().num > best.epoch().num) {
+			best, count = s, n
+		}
+	}
+	if best == nil {
+		if len(found) > 0 {
+			err = fmt.Errorf("%w: fewer than two of %d copies agree", errSuperblock, superCopies)
+		}
+		return nil, 0, err
+	}
+	return best, count, nil
+}
