@@ -67,10 +67,10 @@ func (k *Keyring) NewBucketKey(bucketID uint64) (BucketKey, error) {
 		return BucketKey{}, fmt.Errorf("make bucket key: %w", err)
 	}
 	defer key.Wipe()
-	defer key.release()
 	defer e.bucket.release()
-	wrapped := appendBox(nil, &wrapLabels, e.bucket.acquire(), key.acquire(), k.bucketAAD(number, bucketID))
-	return BucketKey{number, wrapped}, nil
+	kek := e.bucket.acquire()
+	defer key.release()
+	return BucketKey{number, appendBox(nil, &wrapLabels, kek, key.acquire(), k.bucketAAD(number, bucketID))}, nil
 }
 
 // OpenBucketKey returns the key of a bucket. It is cached; the caller need not and must not wipe it, and should not keep it

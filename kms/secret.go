@@ -170,11 +170,11 @@ func (s *Secret) Use(f func(p []byte)) {
 	f(s.acquire())
 }
 
-// acquire returns the bytes, which stay until release. It panics when the secret is wiped.
+// acquire returns the bytes, which stay until release. It panics, the lock held, when the secret is wiped: so the release is
+// deferred just before the acquire.
 func (s *Secret) acquire() []byte {
 	s.c.mu.RLock()
 	if s.c.mem == nil {
-		s.c.mu.RUnlock()
 		panic("kms: use of a wiped secret")
 	}
 	return s.c.mem[:s.c.size:s.c.size]

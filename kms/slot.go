@@ -67,6 +67,9 @@ func bounded(ctx context.Context, f func() ([]byte, error)) ([]byte, error) {
 		p   []byte
 		err error
 	}
+	if ctx.Err() != nil {
+		return nil, contextError(ctx)
+	}
 	done := make(chan result)
 	go func() {
 		p, err := f()
@@ -83,11 +86,16 @@ func bounded(ctx context.Context, f func() ([]byte, error)) ([]byte, error) {
 		}
 		return r.p, r.err
 	case <-ctx.Done():
-		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-			return nil, ErrSlotTimeout
-		}
-		return nil, ctx.Err()
+		return nil, contextError(ctx)
 	}
+}
+
+// contextError says why ctx ended, which it has.
+func contextError(ctx context.Context) error {
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return ErrSlotTimeout
+	}
+	return ctx.Err()
 }
 
 // openSlot tries s on every blob of its kind, in the area's order, until verify accepts the root key that comes out. verify
