@@ -300,11 +300,11 @@ func stripe(devs, n int, p []byte, op Op) []Op {
 func run(t testing.TB, g Group, ops []Op) {
 	t.Helper()
 	if err := g.Run(ops); err != nil {
-		t.Fatal(err)
+		t.Error(err)
 	}
 	for i, op := range ops {
 		if op.Err != nil || op.Stuck {
-			t.Fatalf("op %d: %v, stuck %v", i, op.Err, op.Stuck)
+			t.Errorf("op %d: %v, stuck %v", i, op.Err, op.Stuck)
 		}
 	}
 }

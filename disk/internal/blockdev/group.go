@@ -180,6 +180,7 @@ type lifetime struct {
 	mu     sync.Mutex
 	closed bool // guarded by mu
 	wg     sync.WaitGroup
+	grace  time.Duration // of close; 0: closeGrace
 }
 
 // enter counts one more, until leave.
@@ -211,12 +212,16 @@ func (l *lifetime) close() error {
 	if again {
 		return fmt.Errorf("close group: %w", ErrClosed)
 	}
+	grace := l.grace
+	if grace == 0 {
+		grace = closeGrace
+	}
 	idle := make(chan struct{})
 	go func() { l.wg.Wait(); close(idle) }()
 	select {
 	case <-idle:
 		return nil
-	case <-time.After(closeGrace):
+	case <-time.After(grace):
 		return fmt.Errorf("close group: operations still in flight: %w", ErrTimeout)
 	}
 }

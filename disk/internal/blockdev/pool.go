@@ -17,9 +17,9 @@ type poolGroup struct {
 // queue is what waits for one device. Workers start when there is work and end when there is none. A device that hangs
 // occupies its own workers only.
 type queue struct {
-	mu      sync.Mutex // guards the fields below; a batch's mu may be taken under it, not the reverse
-	jobs    []*job     // bounded by the callers of Run, each of which waits for its own
-	workers int
+	mu          sync.Mutex // guards the fields below and job.next
+	first, last *job       // bounded by the callers of Run, each of which waits for its own
+	workers     int
 }
 
 // batch is one Run in flight.
@@ -37,6 +37,7 @@ type job struct {
 	op    Op
 	batch *batch
 	state jobState
+	next  *job // in its queue
 }
 
 type jobState uint8
@@ -106,7 +107,12 @@ func (g *poolGroup) enqueue(j *job) {
 	q := &g.queues[j.op.Dev]
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.jobs = append(q.jobs, j)
+	if q.first == nil {
+		q.first = j
+	} else {
+		q.last.next = j
+	}
+	q.last = j
 	if q.workers < g.opt.Workers {
 		q.workers++
 		g.life.wg.Add(1) // under the count of the Run that enqueues
@@ -119,15 +125,13 @@ func (g *poolGroup) work(q *queue) {
 	defer g.life.leave()
 	for {
 		q.mu.Lock()
-		if len(q.jobs) == 0 {
+		j := q.first
+		if j == nil {
 			q.workers--
-			q.jobs = nil
 			q.mu.Unlock()
 			return
 		}
-		j := q.jobs[0]
-		q.jobs[0] = nil
-		q.jobs = q.jobs[1:]
+		q.first = j.next
 		q.mu.Unlock()
 		if op, ok := j.claim(); ok {
 			g.perform(&op)

@@ -1,0 +1,323 @@
+package blockdev
+
+import (
+	"errors"
+	"io"
+	"os"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// gateDevice hangs while its gate is shut.
+type gateDevice struct {
+	Device
+	mu   sync.Mutex
+	gate chan struct{}
+}
+
+func (d *gateDevice) wait() {
+	d.mu.Lock()
+	gate := d.gate
+	d.mu.Unlock()
+	<-gate
+}
+
+func (d *gateDevice) ReadAt(p []byte, off int64) error { d.wait(); return d.Device.ReadAt(p, off) }
+
+func (d *gateDevice) WriteAt(p []byte, off int64, durable bool) error {
+	d.wait()
+	return d.Device.WriteAt(p, off, durable)
+}
+
+// pipeDevice is a fileDevice whose reads hang until bytes are written to the returned end.
+func pipeDevice(t *testing.T) (*fileDevice, *os.File) {
+	t.Helper()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	fd, err := unix.Dup(int(r.Fd()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Close()
+	d := &fileDevice{path: "pipe", fd: fd, limits: Limits{Size: testSize, Kind: "file"}}
+	d.refs.init()
+	t.Cleanup(func() { w.Close(); d.Close() })
+	return d, w
+}
+
+func uringOrSkip(t *testing.T, devs []Device, opt GroupOptions) *uringGroup {
+	t.Helper()
+	opt.Prefer = "uring"
+	g, ok := group(t, devs, opt).(*uringGroup)
+	if !ok {
+		t.Skip("no io_uring here")
+	}
+	return g
+}
+
+// hangs are the two ways to a group whose second device hangs until release is called.
+var hangs = []struct {
+	name string
+	open func(t *testing.T, opt GroupOptions) (g Group, release func(ops int))
+}{
+	{"uring", func(t *testing.T, opt GroupOptions) (Group, func(int)) {
+		d, w := pipeDevice(t)
+		return uringOrSkip(t, []Device{openFiles(t, 1)[0], d}, opt), func(ops int) {
+			if _, err := w.Write(make([]byte, ops*Align)); err != nil {
+				t.Error(err)
+			}
+		}
+	}},
+	{"pool", func(t *testing.T, opt GroupOptions) (Group, func(int)) {
+		devs := openMem(t, 2)
+		gate := make(chan struct{})
+		opt.Prefer = "pool"
+		return group(t, []Device{devs[0], &gateDevice{Device: devs[1], gate: gate}}, opt), func(int) { close(gate) }
+	}},
+}
+
+func waitFor(t *testing.T, what string, f func() bool) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); !f(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%s: not in 10 s", what)
+		}
+	}
+}
+
+func memberOf(g Group, i int) *member {
+	switch g := g.(type) {
+	case *uringGroup:
+		return &g.devs[i]
+	case *poolGroup:
+		return &g.devs[i]
+	}
+	return nil
+}
+
+// TestDeadline: an operation that hangs costs its deadline, its buffer and a share of its own device, and no more.
+func TestDeadline(t *testing.T) {
+	for _, h := range hangs {
+		t.Run(h.name, func(t *testing.T) {
+			const limit = 60 * time.Millisecond
+			g, release := h.open(t, GroupOptions{ReadTimeout: limit, Workers: maxStuck})
+			arena := NewArena(ArenaOptions{})
+			for range maxStuck {
+				b, err := arena.Get(t.Context(), 2*Align)
+				if err != nil {
+					t.Fatal(err)
+				}
+				ops := stripe(2, Align, b.Bytes(), Op{})
+				start := time.Now()
+				if err := g.Run(ops); err != nil {
+					t.Fatal(err)
+				}
+				if d := time.Since(start); d < limit || d > 50*limit {
+					t.Errorf("Run took %v", d)
+				}
+				if ops[0].Err != nil || ops[0].Stuck || !errors.Is(ops[1].Err, ErrTimeout) || !ops[1].Stuck {
+					t.Fatalf("results %+v, %+v", ops[0], ops[1])
+				}
+				b.Abandon(ops)
+				if b.Bytes() != nil {
+					t.Error("an abandoned buffer is still offered")
+				}
+			}
+			if inUse, _ := arena.Stats(); inUse != maxStuck*2*Align {
+				t.Errorf("%d bytes held for stuck operations", inUse)
+			}
+			// The device is hung for good: the next operation fails at once and holds nothing, its peer serves.
+			p := buffer(t, 2*Align, 0)
+			ops := stripe(2, Align, p, Op{})
+			start := time.Now()
+			if err := g.Run(ops); err != nil {
+				t.Fatal(err)
+			}
+			if ops[0].Err != nil || !errors.Is(ops[1].Err, ErrTimeout) || ops[1].Stuck || time.Since(start) > 20*limit {
+				t.Errorf("results %v, %v (stuck %v) after %v", ops[0].Err, ops[1].Err, ops[1].Stuck, time.Since(start))
+			}
+			c := memberOf(g, 1).counters
+			if s := c.snapshot(); s.Timeouts != maxStuck+1 || s.Stuck != maxStuck || s.ReadErrors != maxStuck+1 {
+				t.Errorf("stats %+v", s)
+			}
+			release(maxStuck)
+			waitFor(t, "memory of stuck operations", func() bool { inUse, _ := arena.Stats(); return inUse == 0 })
+			if n := c.stuck.Load(); n != 0 {
+				t.Errorf("%d operations still stuck", n)
+			}
+			if err := g.Close(); err != nil {
+				t.Error(err)
+			}
+			if err := arena.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// TestDeadlineQueued: an operation that no worker has begun at its deadline releases its buffer, and is never begun.
+func TestDeadlineQueued(t *testing.T) {
+	mem := openMem(t, 1)[0]
+	gate := make(chan struct{})
+	g := group(t, []Device{&gateDevice{Device: mem, gate: gate}}, GroupOptions{Prefer: "pool", Workers: 1, WriteTimeout: 30 * time.Millisecond})
+	p := buffer(t, 2*Align, 1)
+	ops := []Op{{Write: true, Buf: p[:Align]}, {Write: true, Buf: p[Align:], Off: Align}}
+	if err := g.Run(ops); err != nil {
+		t.Fatal(err)
+	}
+	if !ops[0].Stuck || ops[1].Stuck || !errors.Is(ops[1].Err, ErrTimeout) {
+		t.Errorf("stuck %v, %v; %v", ops[0].Stuck, ops[1].Stuck, ops[1].Err)
+	}
+	close(gate)
+	if err := g.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if s := mem.Stats(); s.Writes != 1 {
+		t.Errorf("%d writes reached the disk", s.Writes)
+	}
+}
+
+// TestCloseHung: Close does not wait for ever, and says what it left.
+func TestCloseHung(t *testing.T) {
+	for _, h := range hangs {
+		t.Run(h.name, func(t *testing.T) {
+			g, release := h.open(t, GroupOptions{ReadTimeout: 10 * time.Millisecond})
+			switch g := g.(type) {
+			case *uringGroup:
+				g.life.grace = 20 * time.Millisecond
+			case *poolGroup:
+				g.life.grace = 20 * time.Millisecond
+			}
+			ops := []Op{{Dev: 1, Buf: buffer(t, Align, 0)}}
+			if err := g.Run(ops); err != nil || !ops[0].Stuck {
+				t.Fatalf("%v, stuck %v", err, ops[0].Stuck)
+			}
+			if err := g.Close(); !errors.Is(err, ErrTimeout) {
+				t.Errorf("Close: %v", err)
+			}
+			done := make(chan struct{})
+			ops[0].hold.whenReleased(func() { close(done) })
+			release(1)
+			<-done
+		})
+	}
+}
+
+// TestMixedDeadlines: reads and writes have their own, and a batch ends with the last of them.
+func TestMixedDeadlines(t *testing.T) {
+	mem := openMem(t, 1)[0]
+	gate := make(chan struct{})
+	g := group(t, []Device{&gateDevice{Device: mem, gate: gate}}, GroupOptions{
+		Prefer: "pool", ReadTimeout: 20 * time.Millisecond, WriteTimeout: time.Minute})
+	p := buffer(t, 2*Align, 1)
+	time.AfterFunc(100*time.Millisecond, func() { close(gate) })
+	ops := []Op{{Buf: p[:Align]}, {Write: true, Buf: p[Align:], Off: Align}}
+	if err := g.Run(ops); err != nil {
+		t.Fatal(err)
+	}
+	if !ops[0].Stuck || ops[1].Err != nil {
+		t.Errorf("%+v, %+v", ops[0], ops[1])
+	}
+	if err := g.Close(); err != nil { // the stuck read still uses the buffer
+		t.Error(err)
+	}
+}
+
+// TestUringShort: short transfers go on where they stopped, and an end before the end is an error.
+func TestUringShort(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		pieces []int
+		want   error
+	}{
+		{"two pieces", []int{Align, 2 * Align}, nil},
+		{"end", []int{Align}, io.ErrUnexpectedEOF},
+		{"nothing", nil, io.ErrUnexpectedEOF},
+		{"less than a block", []int{100}, io.ErrUnexpectedEOF},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			d, w := pipeDevice(t)
+			g := uringOrSkip(t, []Device{d}, GroupOptions{ReadTimeout: 5 * time.Second})
+			go func() {
+				for _, n := range c.pieces {
+					w.Write(make([]byte, n))
+					time.Sleep(20 * time.Millisecond)
+				}
+				w.Close()
+			}()
+			ops := []Op{{Buf: buffer(t, 3*Align, 1)}}
+			if err := g.Run(ops); err != nil {
+				t.Fatal(err)
+			}
+			if !errors.Is(ops[0].Err, c.want) || ops[0].Stuck {
+				t.Errorf("got %v, stuck %v; want %v", ops[0].Err, ops[0].Stuck, c.want)
+			}
+		})
+	}
+}
+
+// TestUringSignals: signals to the waiting thread, as the runtime sends them, neither lose nor end an operation.
+func TestUringSignals(t *testing.T) {
+	d, w := pipeDevice(t)
+	g := uringOrSkip(t, []Device{d}, GroupOptions{ReadTimeout: 10 * time.Second})
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for i := 0; ; i++ {
+			select {
+			case <-stop:
+				return
+			case <-time.After(time.Millisecond):
+				syscall.Kill(os.Getpid(), syscall.SIGURG)
+			}
+			if i == 100 {
+				w.Write(make([]byte, Align))
+			}
+		}
+	})
+	ops := []Op{{Buf: buffer(t, Align, 1)}}
+	err := g.Run(ops)
+	close(stop)
+	wg.Wait()
+	if err != nil || ops[0].Err != nil {
+		t.Errorf("%v, %v", err, ops[0].Err)
+	}
+}
+
+// TestUringBroken: when the ring itself fails, what was in flight is Stuck for good, the rest has the error, and Run says so.
+func TestUringBroken(t *testing.T) {
+	d, w := pipeDevice(t)
+	g := uringOrSkip(t, []Device{d}, GroupOptions{ReadTimeout: 5 * time.Second})
+	r := g.idle[0]
+	fd := r.fd
+	r.fd = -1 // io_uring_enter answers EBADF
+	p := buffer(t, (ringEntries+1)*Align, 0)
+	ops := make([]Op, ringEntries+1)
+	for i := range ops {
+		ops[i] = Op{Buf: p[i*Align : (i+1)*Align]}
+	}
+	if err := g.Run(ops); !errors.Is(err, unix.EBADF) {
+		t.Errorf("Run: %v", err)
+	}
+	for i, op := range ops {
+		if !errors.Is(op.Err, unix.EBADF) || op.Stuck != (i < ringEntries) {
+			t.Fatalf("op %d: %v, stuck %v", i, op.Err, op.Stuck)
+		}
+	}
+	if len(g.broken) != 1 {
+		t.Errorf("%d rings kept", len(g.broken))
+	}
+	d.counters.stuck.Store(0)
+	w.Write(make([]byte, Align)) // a new ring serves
+	if err := g.Run(ops[:1]); err != nil || ops[0].Err != nil {
+		t.Errorf("the next Run: %v, %v", err, ops[0].Err)
+	}
+	r.fd = fd
+	r.close()
+}
