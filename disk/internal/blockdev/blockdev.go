@@ -58,7 +58,8 @@ type Limits struct {
 //
 // Offsets, lengths and the addresses of buffers are multiples of Align, or the call fails with ErrInvalid and does nothing.
 // All methods are safe for concurrent use; overlapping concurrent writes leave either's bytes, block by block. After Close
-// every call answers ErrClosed. Nothing is retried except interrupted and short transfers.
+// every call answers ErrClosed. Nothing is retried except interrupted and short transfers. Calls wait for as long as the disk
+// does: deadlines are a Group's.
 type Device interface {
 	// Path is how the device was opened. It names, it does not identify: identity is in the superblock.
 	Path() string
@@ -83,7 +84,7 @@ type Device interface {
 	Close() error
 }
 
-// Op is one read or write of a batch.
+// Op is one read or write of a batch. Buf is best an Arena's; other memory works when it is aligned, and is kept alive.
 type Op struct {
 	Dev     int  // index into the group
 	Write   bool // else read
@@ -116,7 +117,7 @@ type Group interface {
 // GroupOptions configures NewGroup. The zero value is right for production.
 type GroupOptions struct {
 	Prefer       string        // "uring" or "pool"; empty: the best that works
-	ReadTimeout  time.Duration // deadline of a read from the start of its Run; 0: DefaultTimeout; negative: none
+	ReadTimeout  time.Duration // deadline of a read from when its Run has its turn; 0: DefaultTimeout; negative: none
 	WriteTimeout time.Duration // the same for a write
 	Workers      int           // pool: concurrent operations per device; 0: DefaultWorkers
 	Rings        int           // uring: concurrent Runs; more wait for their turn; 0: DefaultRings
@@ -126,11 +127,12 @@ type GroupOptions struct {
 const (
 	DefaultTimeout = 30 * time.Second // a disk's own error recovery takes up to 7 s (SCT ERC) on drives meant for arrays
 	DefaultWorkers = 8
-	DefaultRings   = 16
+	DefaultRings   = 64 // each costs a thread while it waits, and 10 KiB
 	MaxGroup       = 64 // devices; as many as a superblock's member table has room for
 	// maxStuck bounds, per device, the operations that the kernel holds past their deadline. At the bound further ones
 	// fail at once, so that a hung disk cannot pile up memory, rings and threads.
 	maxStuck = 8
+
 	// closeGrace is how long Group.Close waits for operations in flight.
 	closeGrace = 3 * time.Second
 )

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -67,8 +68,13 @@ var hangs = []struct {
 	open func(t *testing.T, opt GroupOptions) (g Group, release func(ops int))
 }{
 	{"uring", func(t *testing.T, opt GroupOptions) (Group, func(int)) {
+		// The healthy device is a pipe too, filled beforehand: a real disk may be slow on a busy machine.
+		fast, full := pipeDevice(t)
+		if _, err := full.Write(make([]byte, (maxStuck+1)*Align)); err != nil {
+			t.Fatal(err)
+		}
 		d, w := pipeDevice(t)
-		return uringOrSkip(t, []Device{openFiles(t, 1)[0], d}, opt), func(ops int) {
+		return uringOrSkip(t, []Device{fast, d}, opt), func(ops int) {
 			if _, err := w.Write(make([]byte, ops*Align)); err != nil {
 				t.Error(err)
 			}
@@ -227,6 +233,29 @@ func TestMixedDeadlines(t *testing.T) {
 	if err := g.Close(); err != nil { // the stuck read still uses the buffer
 		t.Error(err)
 	}
+}
+
+// TestPeerLatency: a slow disk in a batch shows as slow, and its peers do not.
+func TestPeerLatency(t *testing.T) {
+	fast, filled := pipeDevice(t)
+	slow, w := pipeDevice(t)
+	g := uringOrSkip(t, []Device{fast, slow}, GroupOptions{})
+	filled.Write(make([]byte, Align))
+	time.AfterFunc(300*time.Millisecond, func() { w.Write(make([]byte, Align)) })
+	run(t, g, stripe(2, Align, buffer(t, 2*Align, 0), Op{}))
+	if f, s := fast.Stats().ReadLatency.Sum, slow.Stats().ReadLatency.Sum; f > 150*time.Millisecond || s < 250*time.Millisecond {
+		t.Errorf("fast %v, slow %v", f, s)
+	}
+}
+
+// TestFallback: what io_uring cannot serve, a pool does, and says why.
+func TestFallback(t *testing.T) {
+	file, mem := openFiles(t, 1)[0], openMem(t, 1)[0]
+	g := group(t, []Device{file, mem}, GroupOptions{Prefer: "uring"})
+	if g.Kind() != "pool" || !strings.Contains(g.Reason(), mem.Path()) {
+		t.Errorf("%s: %s", g.Kind(), g.Reason())
+	}
+	run(t, g, stripe(2, Align, buffer(t, 2*Align, 1), Op{Write: true}))
 }
 
 // TestUringShort: short transfers go on where they stopped, and an end before the end is an error.

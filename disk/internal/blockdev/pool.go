@@ -17,7 +17,7 @@ type poolGroup struct {
 // queue is what waits for one device. Workers start when there is work and end when there is none. A device that hangs
 // occupies its own workers only.
 type queue struct {
-	mu          sync.Mutex // guards the fields below and job.next
+	mu          sync.Mutex // guards the fields below and job.next; no other lock is taken under it
 	first, last *job       // bounded by the callers of Run, each of which waits for its own
 	workers     int
 }

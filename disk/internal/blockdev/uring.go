@@ -1,7 +1,6 @@
 package blockdev
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"sync"
@@ -14,9 +13,10 @@ import (
 const (
 	// ringEntries is how many operations of one Run are in flight; a stripe of 32 cells fits twice.
 	ringEntries = 64
-	// patience is how long a Run waits for all its operations at once. After it, each completion wakes it, so that one
-	// slow disk does not stretch the measured latency of its peers beyond this.
-	patience = time.Millisecond
+	// A Run waits for all its operations at once for patience and as long as the batch takes at patienceRate bytes per second.
+	// After that each completion wakes it, so that one slow disk does not stretch the measured latency of its peers beyond this.
+	patience     = time.Millisecond
+	patienceRate = 1e9
 	// maxAgain bounds the resubmissions of an operation for which the kernel lacks memory.
 	maxAgain = 100
 )
@@ -26,7 +26,6 @@ const (
 type uringGroup struct {
 	base
 	life  lifetime
-	flags uint32
 	turns chan struct{} // one token per Run in flight
 
 	mu     sync.Mutex
@@ -60,15 +59,11 @@ type slot struct {
 
 // newUring makes a uring group if a ring can be set up and answers a no-op.
 func newUring(b base, files []*fileDevice) (*uringGroup, error) {
-	g := &uringGroup{base: b, turns: make(chan struct{}, b.opt.Rings), flags: setupCoopTaskrun}
+	g := &uringGroup{base: b, turns: make(chan struct{}, b.opt.Rings)}
 	for i, f := range files {
 		g.devs[i].file = f
 	}
-	r, err := g.newRing()
-	if errors.Is(err, unix.EINVAL) {
-		g.flags = 0 // Linux before 5.19
-		r, err = g.newRing()
-	}
+	r, err := newRing()
 	if err != nil {
 		return nil, err
 	}
@@ -81,8 +76,8 @@ func newUring(b base, files []*fileDevice) (*uringGroup, error) {
 	return g, nil
 }
 
-func (g *uringGroup) newRing() (*ring, error) {
-	q, err := newQueuePair(ringEntries, g.flags)
+func newRing() (*ring, error) {
+	q, err := newQueuePair(ringEntries)
 	if err != nil {
 		return nil, err
 	}
@@ -152,7 +147,7 @@ func (g *uringGroup) take() (*ring, error) {
 		g.idle = g.idle[:n-1]
 		return r, nil
 	}
-	return g.newRing()
+	return newRing()
 }
 
 // give takes a ring without operations in flight back.
@@ -180,8 +175,8 @@ func (g *uringGroup) drive(r *ring, ops []Op) error {
 		wait, timeout := uint32(1), g.remaining(r, time.Since(start))
 		if all && next == len(ops) {
 			wait = uint32(r.reads + r.writes)
-			if timeout == 0 || timeout > patience {
-				timeout = patience
+			if p := patienceFor(ops); timeout == 0 || timeout > p {
+				timeout = p
 			}
 		}
 		all = false
@@ -203,6 +198,15 @@ func (g *uringGroup) drive(r *ring, ops []Op) error {
 		g.give(r)
 	}
 	return nil
+}
+
+// patienceFor is how long to wait for all of ops at once.
+func patienceFor(ops []Op) time.Duration {
+	n := 0
+	for i := range ops {
+		n += len(ops[i].Buf)
+	}
+	return patience + time.Duration(n)*(time.Second/patienceRate)
 }
 
 // submit puts op on the ring, or gives it its error.
