@@ -10,6 +10,9 @@ import (
 	"errors"
 	"io"
 	"time"
+
+	"coffer/disk"
+	"coffer/kms"
 )
 
 // Errors on which callers branch. Each is returned wrapped, with the object's name in the text.
@@ -31,18 +34,24 @@ var (
 	// ErrKeyRequired: the object is sealed with a customer key and none was given. ErrWrongKey: another one was given.
 	// ErrKeyNotApplicable: a customer key was given for an object that is not sealed with one.
 	ErrKeyRequired      = errors.New("customer key required")
-	ErrWrongKey         = errors.New("customer key does not match")
+	ErrWrongKey         = kms.ErrWrongKey
 	ErrKeyNotApplicable = errors.New("customer key not applicable")
 	// ErrPartKeyRequired: a part came without the customer key its upload was created with.
 	// ErrPartKeyMismatch: a part's customer key is not that of its upload.
 	ErrPartKeyRequired = errors.New("part without the upload's customer key")
 	ErrPartKeyMismatch = errors.New("part key differs from the upload's")
 
-	ErrFull      = errors.New("array full")
-	ErrReadOnly  = errors.New("array read-only")
-	ErrCorrupt   = errors.New("data corrupt beyond repair")
-	ErrClosed    = errors.New("store closed")
+	ErrFull      = disk.ErrFull
+	ErrReadOnly  = disk.ErrReadOnly
+	ErrCorrupt   = disk.ErrCorrupt
+	ErrClosed    = disk.ErrClosed
 	ErrShortBody = errors.New("body shorter than its declared size")
+
+	// ErrBadDigest: complete claims another checksum for the object than its parts add up to. ErrSizeMismatch: another size.
+	ErrBadDigest    = errors.New("checksum of the object differs")
+	ErrSizeMismatch = errors.New("size of the object differs")
+	// ErrNotSupported: the encryption mode needs an external key service. Nothing is ever stored in a weaker form instead.
+	ErrNotSupported = errors.New("encryption mode not supported")
 )
 
 // Limits of the S3 API (docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html).

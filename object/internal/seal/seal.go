@@ -74,6 +74,19 @@ func (a Algorithm) facts() (facts, bool) {
 	return nullFacts(a)
 }
 
+// MaxAlgorithm bounds the ids.
+const MaxAlgorithm = 255
+
+// ByPrimitive returns the algorithm with the AEAD of that name.
+func ByPrimitive(p hw.Primitive) (Algorithm, bool) {
+	for i := range MaxAlgorithm {
+		if f, ok := Algorithm(i + 1).facts(); ok && f.primitive == p {
+			return Algorithm(i + 1), true
+		}
+	}
+	return 0, false
+}
+
 // Valid reports whether the algorithm is known.
 func (a Algorithm) Valid() bool {
 	_, ok := a.facts()

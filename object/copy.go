@@ -1,0 +1,75 @@
+package object
+
+import (
+	"context"
+	"fmt"
+)
+
+// Copy makes a new object of another's body, which streams through: opened with the old keys, sealed with fresh ones.
+func (s *Store) Copy(ctx context.Context, src CopySource, bucket, key string, o CopyOptions) (Object, error) {
+	obj, err := s.copy(ctx, &src, bucket, key, &o)
+	if err != nil {
+		return Object{}, fmt.Errorf("copy object %q to %q: %w", src.Key, key, err)
+	}
+	return obj, nil
+}
+
+// openSource opens what is to be copied and asks Check.
+func (s *Store) openSource(ctx context.Context, src *CopySource) (*reader, error) {
+	f, err := s.find(src.Bucket, src.Key)
+	if err != nil {
+		return nil, err
+	}
+	r, err := s.newReader(ctx, f, GetOptions{SSE: src.SSE, Range: src.Range})
+	if err != nil {
+		return nil, fmt.Errorf("source: %w", err)
+	}
+	if src.Check != nil {
+		if err := src.Check(r.obj); err != nil {
+			r.Close()
+			return nil, err
+		}
+	}
+	return r, nil
+}
+
+func (s *Store) copy(ctx context.Context, src *CopySource, bucket, key string, o *CopyOptions) (Object, error) {
+	r, err := s.openSource(ctx, src)
+	if err != nil {
+		return Object{}, err
+	}
+	defer r.Close()
+	meta := r.obj.Meta
+	if o.ReplaceMeta {
+		tags := meta.Tags
+		meta = o.Meta
+		meta.Tags = tags
+	}
+	if o.ReplaceTags {
+		meta.Tags = o.Meta.Tags
+	}
+	algo := o.Checksum
+	if algo == AlgoNone {
+		algo = r.obj.Checksum.Algo
+	}
+	return s.put(ctx, bucket, key, r, &PutOptions{Size: r.n, Meta: meta, SSE: o.SSE, Conditions: o.Conditions, Checksum: algo})
+}
+
+// CopyPart stores a part that is copied from an object or a range of it.
+func (s *Store) CopyPart(ctx context.Context, src CopySource, bucket, key, id string, number int, o PartOptions) (Part, error) {
+	p, err := s.copyPart(ctx, &src, bucket, key, id, number, &o)
+	if err != nil {
+		return Part{}, fmt.Errorf("copy %q to part %d of %q: %w", src.Key, number, key, err)
+	}
+	return p.public(), nil
+}
+
+func (s *Store) copyPart(ctx context.Context, src *CopySource, bucket, key, id string, number int, o *PartOptions) (*partRecord, error) {
+	r, err := s.openSource(ctx, src)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	o.Size = r.n
+	return s.putPart(ctx, bucket, key, id, number, r, o)
+}

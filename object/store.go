@@ -1,0 +1,180 @@
+package object
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"coffer/disk"
+	"coffer/hw"
+	"coffer/kms"
+	"coffer/object/internal/index"
+	"coffer/object/internal/seal"
+)
+
+// Defaults of Options.
+const (
+	DefaultCheckpointEvery = 30 * time.Second
+	DefaultCheckpointBytes = 64 << 20
+)
+
+// Options make a Store.
+type Options struct {
+	// IndexDir is the directory of the index, made if it is absent. It holds nothing that the array does not.
+	IndexDir string
+	// Rebuild throws the index away first, so that opening the array replays the whole log.
+	Rebuild bool
+	// Keys wrap data keys. The Store does not close them.
+	Keys *kms.Keyring
+	// Crypto seals and sums.
+	Crypto *hw.Engine
+	// Cipher seals new objects; all are always readable. "" means AES-256-GCM.
+	Cipher hw.Primitive
+	// CheckpointEvery and CheckpointBytes bound what a start has to replay, in time and in bytes of records. 0 means the default.
+	CheckpointEvery time.Duration
+	CheckpointBytes int64
+	Logger          *slog.Logger // nil: discard
+}
+
+// Store is the buckets and objects of one array. It implements disk.State: New opens the index, opening the array with the Store
+// as its State replays what the index lacks, and Start takes the array into use. Calls before Start answer ErrClosed. It is safe
+// for concurrent use.
+type Store struct {
+	opt     Options
+	keys    *kms.Keyring
+	array   [16]byte
+	alg     seal.Algorithm
+	digests *digests
+	secrets kms.Arena // upload keys while a part is wrapped
+	meters  [seal.MaxAlgorithm + 1]sealMeters
+	log     atomic.Pointer[logRef]
+	idx     *index.Index
+	buckets bucketTable
+	locks   locks
+	logger  *slog.Logger
+
+	applier   applier     // of Apply, whose calls never overlap
+	broken    atomic.Bool // the index proved corrupt: Close removes it
+	stats     counters
+	wake      chan struct{} // a checkpoint is due
+	stop      context.CancelFunc
+	closeOnce sync.Once
+	wg        sync.WaitGroup
+}
+
+// logRef lets the log be put in place after the Store was made.
+type logRef struct{ Log }
+
+type sealMeters struct{ seal, open *hw.Meter }
+
+// New opens the index, or makes an empty one where there is none or none that can be used: then opening the array replays the
+// whole log.
+func New(opt Options) (*Store, error) {
+	if opt.Keys == nil || opt.Crypto == nil || opt.IndexDir == "" {
+		return nil, errors.New("open store: keys, crypto and index directory are required")
+	}
+	if opt.Logger == nil {
+		opt.Logger = slog.New(slog.DiscardHandler)
+	}
+	if opt.Cipher == "" {
+		opt.Cipher = seal.AES256GCM.Primitive()
+	}
+	if opt.CheckpointEvery <= 0 {
+		opt.CheckpointEvery = DefaultCheckpointEvery
+	}
+	if opt.CheckpointBytes <= 0 {
+		opt.CheckpointBytes = DefaultCheckpointBytes
+	}
+	alg, ok := seal.ByPrimitive(opt.Cipher)
+	if !ok {
+		return nil, fmt.Errorf("open store: cipher %q is unknown", opt.Cipher)
+	}
+	s := &Store{opt: opt, keys: opt.Keys, array: opt.Keys.ArrayID(), alg: alg, logger: opt.Logger,
+		digests: newDigests(opt.Crypto), wake: make(chan struct{}, 1)}
+	for a := range s.meters {
+		if p := seal.Algorithm(a).Primitive(); p != "" {
+			s.meters[a] = sealMeters{opt.Crypto.Meter(p, hw.Seal), opt.Crypto.Meter(p, hw.Open)}
+		}
+	}
+	s.locks.seed = maphash.MakeSeed()
+	if opt.Rebuild {
+		if err := RebuildIndex(opt.IndexDir); err != nil {
+			return nil, err
+		}
+	}
+	if err := s.openIndex(); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// Start takes the log into use, which has been replayed into the Store, and starts the checkpoints.
+func (s *Store) Start(log Log) {
+	s.log.Store(&logRef{log})
+	ctx, stop := context.WithCancel(context.Background())
+	s.stop = stop
+	s.wg.Go(func() { s.checkpoints(ctx) })
+}
+
+// Close ends the background work, makes a last checkpoint and closes the index. It does not close the array, which must not
+// apply records any more. Further calls do nothing.
+func (s *Store) Close() error {
+	var err error
+	s.closeOnce.Do(func() {
+		s.log.Store(nil)
+		if s.stop != nil {
+			s.stop()
+		}
+		s.wg.Wait()
+		err = s.closeIndex()
+		s.secrets.Close()
+	})
+	return err
+}
+
+// disk returns the log, or ErrClosed.
+func (s *Store) disk() (Log, error) {
+	if l := s.log.Load(); l != nil {
+		return l.Log, nil
+	}
+	return nil, ErrClosed
+}
+
+// append makes a record durable and applied. Bodies may live in pooled memory: the log is done with it when it returns.
+func (s *Store) append(ctx context.Context, r disk.Record) error {
+	l, err := s.disk()
+	if err != nil {
+		return err
+	}
+	_, err = l.Append(ctx, r)
+	return err
+}
+
+// Stats counts what the store did since it was made.
+type Stats struct {
+	SealedBytes, OpenedBytes int64 // plaintext
+	Puts, Gets, Deletes      int64
+	Repairs                  int64 // segments whose tag failed at first
+	Corrupt                  int64 // segments beyond repair
+	Checkpoints              int64
+	CheckpointFailures       int64
+	Uncheckpointed           int64 // bytes of index changes since the last checkpoint
+	Buckets                  int64
+}
+
+type counters struct {
+	sealed, opened, puts, gets, deletes, repairs, corrupt, checkpoints, checkpointFailures atomic.Int64
+}
+
+// Stats returns the counts.
+func (s *Store) Stats() Stats {
+	c := &s.stats
+	return Stats{SealedBytes: c.sealed.Load(), OpenedBytes: c.opened.Load(), Puts: c.puts.Load(), Gets: c.gets.Load(),
+		Deletes: c.deletes.Load(), Repairs: c.repairs.Load(), Corrupt: c.corrupt.Load(), Checkpoints: c.checkpoints.Load(),
+		CheckpointFailures: c.checkpointFailures.Load(), Uncheckpointed: s.idx.BytesSinceCheckpoint(), Buckets: int64(s.buckets.len())}
+}
