@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"net"
 	"net/http"
@@ -13,6 +12,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"coffer/disk"
 )
 
 // Limits of the admin listener, which serves a few scrapers and operators.
@@ -31,61 +32,87 @@ type health struct {
 
 func (h *health) set(reason string) { h.reason.Store(&reason) }
 
-// ready reports the reason for which requests would fail; check adds what only the array knows.
-func (h *health) ready(check func() string) string {
-	if r := h.reason.Load(); r == nil || *r != "" {
-		if r == nil {
-			return "starting"
-		}
+// ready reports why requests would fail now, "" if they would not.
+func (h *health) ready(app *appliance) string {
+	if r := h.reason.Load(); r != nil && *r != "" {
 		return *r
 	}
-	return check()
+	if app == nil {
+		return errNotOpen
+	}
+	return app.fault()
 }
+
+const errNotOpen = "the array is not open yet"
 
 // adminOptions say what the admin listener shows.
 type adminOptions struct {
 	health   *health
-	check    func() string // why the array cannot serve, "" if it can
-	status   func() any    // the document of /array/status
 	registry *prometheus.Registry
-	loopback bool // only this machine reaches the listener
+	app      func() *appliance // nil until the array is open
+	loopback bool              // only this machine reaches the listener
 }
 
-// newAdminHandler serves /livez, /readyz, /metrics, /array/status and, to this machine only, /debug/pprof.
+// newAdminHandler serves /livez, /readyz, /metrics, /array/status and, to this machine only, /array/check and /debug/pprof.
 func newAdminHandler(opt adminOptions) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {
 		fmt.Fprintln(w, "ok")
 	})
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		if reason := opt.health.ready(opt.check); reason != "" {
+		if reason := opt.health.ready(opt.app()); reason != "" {
 			http.Error(w, reason, http.StatusServiceUnavailable)
 			return
 		}
 		fmt.Fprintln(w, "ok")
 	})
-	mux.HandleFunc("GET /array/status", func(w http.ResponseWriter, _ *http.Request) {
-		status := opt.status()
-		if status == nil {
-			http.Error(w, "the array is not open yet", http.StatusServiceUnavailable)
-			return
-		}
-		w.Header().Set("Content-Type", "application/json")
-		enc := json.NewEncoder(w)
-		enc.SetIndent("", "  ")
-		_ = enc.Encode(status) // an error means that the client is gone
-	})
+	mux.HandleFunc("GET /array/status", withApp(opt.app, func(w http.ResponseWriter, _ *http.Request, app *appliance) {
+		answerJSON(w, app.status(true))
+	}))
 	mux.Handle("GET /metrics", promhttp.HandlerFor(opt.registry, promhttp.HandlerOpts{
 		Registry: opt.registry, MaxRequestsInFlight: adminMaxConns, EnableOpenMetrics: true,
 	}))
 	if !opt.loopback {
 		return mux
 	}
+	checking := make(chan struct{}, 1) // one at a time: it reads every disk from end to end
+	mux.HandleFunc("POST /array/check", withApp(opt.app, func(w http.ResponseWriter, r *http.Request, app *appliance) {
+		select {
+		case checking <- struct{}{}:
+			defer func() { <-checking }()
+		default:
+			http.Error(w, "a check is running", http.StatusConflict)
+			return
+		}
+		rep, err := app.array.Check(r.Context(), disk.CheckOptions{Repair: r.URL.Query().Get("repair") == "true"})
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		answerJSON(w, rep)
+	}))
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
 	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
 	return localHost(mux)
+}
+
+// withApp answers 503 until the array is open.
+func withApp(app func() *appliance, h func(http.ResponseWriter, *http.Request, *appliance)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		a := app()
+		if a == nil {
+			http.Error(w, errNotOpen, http.StatusServiceUnavailable)
+			return
+		}
+		h(w, r, a)
+	}
+}
+
+func answerJSON(w http.ResponseWriter, doc any) {
+	w.Header().Set("Content-Type", "application/json")
+	_ = writeJSON(w, doc) // an error means that the client is gone
 }
 
 // localHost refuses requests that name another host than this machine: a web page that had its own name resolve to the loopback

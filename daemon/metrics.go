@@ -2,10 +2,15 @@ package main
 
 import (
 	"net/http"
+	"strconv"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
+	"coffer/disk"
+	"coffer/hw"
+	"coffer/object"
 	"coffer/s3"
 )
 
@@ -74,4 +79,194 @@ func (m *s3Metrics) count(h http.Handler) http.Handler {
 		defer m.inFlight.Dec()
 		h.ServeHTTP(w, r)
 	})
+}
+
+// collector makes metrics from a snapshot that is taken at each scrape.
+type collector func(ch chan<- prometheus.Metric)
+
+// Describe implements prometheus.Collector.
+func (c collector) Describe(ch chan<- *prometheus.Desc) { prometheus.DescribeByCollect(c, ch) }
+
+// Collect implements prometheus.Collector.
+func (c collector) Collect(ch chan<- prometheus.Metric) { c(ch) }
+
+// sample describes a metric whose value is taken from a T.
+type sample[T any] struct {
+	desc *prometheus.Desc
+	kind prometheus.ValueType
+	get  func(T) float64
+}
+
+func gauge[T any](name, help string, get func(T) float64, labels ...string) sample[T] {
+	return sample[T]{prometheus.NewDesc("coffer_"+name, help, labels, nil), prometheus.GaugeValue, get}
+}
+
+func counter[T any](name, help string, get func(T) float64, labels ...string) sample[T] {
+	return sample[T]{prometheus.NewDesc("coffer_"+name, help, labels, nil), prometheus.CounterValue, get}
+}
+
+func (s sample[T]) send(ch chan<- prometheus.Metric, from T, labels ...string) {
+	ch <- prometheus.MustNewConstMetric(s.desc, s.kind, s.get(from), labels...)
+}
+
+// registerHardware exports what each code path did, and what it measured at boot.
+func registerHardware(r prometheus.Registerer, e *hw.Engine) {
+	value := func(v float64) float64 { return v }
+	labels := []string{"primitive", "path", "op"}
+	bytes := counter("crypto_bytes_total", "Bytes worked on by each code path.", value, labels...)
+	seconds := counter("crypto_seconds_total", "Time spent in each code path, over all cores.", value, labels...)
+	bench := gauge("crypto_bench_bytes_per_second", "Speed of each code path in the boot benchmark, by message size in bytes.", value,
+		"primitive", "path", "size")
+	chosen := gauge("crypto_path_chosen", "1 for the code path in use.", value, "primitive", "path")
+	pass := gauge("crypto_path_self_test_passed", "1 for a code path that passed its known-answer tests, 0 for one that did not run or failed.",
+		value, "primitive", "path")
+	report := e.Report()
+	r.MustRegister(collector(func(ch chan<- prometheus.Metric) {
+		e.Totals(func(p hw.Primitive, path string, op hw.Op, b uint64, s float64) {
+			bytes.send(ch, float64(b), string(p), path, op.String())
+			seconds.send(ch, s, string(p), path, op.String())
+		})
+		for _, p := range report.Paths {
+			for size, gbps := range p.GBps {
+				bench.send(ch, gbps*1e9, string(p.Primitive), p.Path, size)
+			}
+			chosen.send(ch, oneIf(p.Chosen), string(p.Primitive), p.Path)
+			pass.send(ch, oneIf(p.SelfTest == "pass"), string(p.Primitive), p.Path)
+		}
+	}))
+}
+
+func oneIf(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// arrayStates and diskStates are the closed sets of label values.
+var (
+	arrayStates = [...]string{"healthy", "degraded", "read-only", "stopped"}
+	diskStates  = [...]disk.DiskState{disk.DiskHealthy, disk.DiskFenced, disk.DiskMissing, disk.DiskStale, disk.DiskForeign}
+)
+
+// registerArray exports the state of the array, its disks, its keys and its store.
+func registerArray(r prometheus.Registerer, app *appliance) {
+	state := gauge("array_state", "1 for the state that the array is in.", func(v float64) float64 { return v }, "state")
+	status := []sample[*disk.Status]{
+		gauge("array_epoch", "Epoch of the array's membership.", func(s *disk.Status) float64 { return float64(s.Epoch) }),
+		gauge("array_capacity_bytes", "Room for data when all disks are there.", func(s *disk.Status) float64 { return float64(s.Capacity) }),
+		gauge("array_free_bytes", "Room for data in extents not yet taken.", func(s *disk.Status) float64 { return float64(s.Free) }),
+		gauge("array_bands", "Bands in the log.", func(s *disk.Status) float64 { return float64(s.Bands) }),
+		gauge("array_losses", "Runs of acknowledged stripes that cannot be read.", func(s *disk.Status) float64 { return float64(len(s.Losses)) }),
+		gauge("array_buffer_bytes", "I/O buffers in use.", func(s *disk.Status) float64 { return float64(s.BufferBytes) }),
+		counter("commits_total", "Group commits: packed stripes made durable.", func(s *disk.Status) float64 { return float64(s.Commits) }),
+		counter("commit_records_total", "Records in group commits.", func(s *disk.Status) float64 { return float64(s.Records) }),
+		counter("repaired_cells_total", "Cells rewritten because they were bad or missing.", func(s *disk.Status) float64 { return float64(s.Repairs) }),
+		counter("reconstructed_reads_total", "Reads answered from parity.", func(s *disk.Status) float64 { return float64(s.Reconstructions) }),
+	}
+	slots := gauge("key_slots", "Key slots of the array by kind.", func(v float64) float64 { return v }, "kind")
+	keys := []sample[*appliance]{
+		gauge("key_epoch", "Key epoch of new records.", func(a *appliance) float64 { return float64(a.keys.CurrentEpoch()) }),
+		gauge("key_epochs", "Key epochs that the keyring holds.", func(a *appliance) float64 { return float64(len(a.keys.Epochs())) }),
+	}
+	sendDisk, sendStore := diskMetrics(), storeMetrics()
+	r.MustRegister(collector(func(ch chan<- prometheus.Metric) {
+		st := app.array.Status()
+		for _, s := range arrayStates {
+			state.send(ch, oneIf(s == st.State), s)
+		}
+		for _, m := range status {
+			m.send(ch, &st)
+		}
+		for i := range st.Disks {
+			sendDisk(ch, &st.Disks[i])
+		}
+		kinds := map[string]float64{}
+		for _, s := range app.keys.Slots() {
+			kinds[s.Kind]++
+		}
+		for kind, n := range kinds {
+			slots.send(ch, n, kind)
+		}
+		for _, m := range keys {
+			m.send(ch, app)
+		}
+		sendStore(ch, app)
+	}))
+}
+
+// diskMetrics returns what sends the metrics of one disk. They are labelled with its slot; the path, which may change, is in
+// coffer_disk_info.
+func diskMetrics() func(chan<- prometheus.Metric, *disk.DiskStatus) {
+	type ds = *disk.DiskStatus
+	samples := []sample[ds]{
+		gauge("disk_size_bytes", "Size of the disk.", func(d ds) float64 { return float64(d.Size) }, "disk"),
+		gauge("disk_free_extents", "Extents not yet taken.", func(d ds) float64 { return float64(d.Free) }, "disk"),
+		gauge("disk_stuck_operations", "Operations that the kernel holds past their deadline.", func(d ds) float64 { return float64(d.Stats.Stuck) }, "disk"),
+		counter("disk_reads_total", "Reads done.", func(d ds) float64 { return float64(d.Stats.Reads) }, "disk"),
+		counter("disk_writes_total", "Writes done.", func(d ds) float64 { return float64(d.Stats.Writes) }, "disk"),
+		counter("disk_flushes_total", "Flushes done.", func(d ds) float64 { return float64(d.Stats.Flushes) }, "disk"),
+		counter("disk_read_bytes_total", "Bytes read.", func(d ds) float64 { return float64(d.Stats.ReadBytes) }, "disk"),
+		counter("disk_written_bytes_total", "Bytes written.", func(d ds) float64 { return float64(d.Stats.WriteBytes) }, "disk"),
+		counter("disk_read_errors_total", "Reads that failed.", func(d ds) float64 { return float64(d.Stats.ReadErrors) }, "disk"),
+		counter("disk_write_errors_total", "Writes and flushes that failed.", func(d ds) float64 { return float64(d.Stats.WriteErrors) }, "disk"),
+		counter("disk_timeouts_total", "Failures that were missed deadlines.", func(d ds) float64 { return float64(d.Stats.Timeouts) }, "disk"),
+	}
+	one := func(v float64) float64 { return v }
+	info := gauge("disk_info", "1, labelled with where the disk is.", one, "disk", "path", "id")
+	state := gauge("disk_state", "1 for the state that the disk is in.", one, "disk", "state")
+	reads := prometheus.NewDesc("coffer_disk_read_duration_seconds", "Time of a read.", []string{"disk"}, nil)
+	writes := prometheus.NewDesc("coffer_disk_durable_write_duration_seconds", "Time of a durable write.", []string{"disk"}, nil)
+	return func(ch chan<- prometheus.Metric, d *disk.DiskStatus) {
+		slot := strconv.Itoa(d.Slot)
+		for _, m := range samples {
+			m.send(ch, d, slot)
+		}
+		info.send(ch, 1, slot, d.Path, d.ID)
+		for _, s := range diskStates {
+			state.send(ch, oneIf(s == d.State), slot, string(s))
+		}
+		r, w := &d.Stats.ReadLatency, &d.Stats.DurableLatency
+		ch <- histogram(reads, r.Count, r.Sum, r.Buckets[:], slot)
+		ch <- histogram(writes, w.Count, w.Sum, w.Buckets[:], slot)
+	}
+}
+
+// histogram turns counts of durations below 2^i microseconds into a histogram. The last bucket has no upper bound; every other one
+// but the first few is exported, which is enough to tell a slow disk.
+func histogram(desc *prometheus.Desc, count uint64, sum time.Duration, buckets []uint64, labels ...string) prometheus.Metric {
+	const first = 4 // 16 us
+	cumulative := make(map[float64]uint64)
+	var n uint64
+	for i, b := range buckets[:len(buckets)-1] {
+		n += b
+		if i >= first && i%2 == 0 {
+			cumulative[(time.Duration(1) << i * time.Microsecond).Seconds()] = n
+		}
+	}
+	return prometheus.MustNewConstHistogram(desc, count, sum.Seconds(), cumulative, labels...)
+}
+
+// storeMetrics returns what sends the metrics of the object store.
+func storeMetrics() func(chan<- prometheus.Metric, *appliance) {
+	type st = *object.Stats
+	samples := []sample[st]{
+		gauge("store_buckets", "Buckets.", func(s st) float64 { return float64(s.Buckets) }),
+		gauge("store_unapplied_bytes", "Records since the last index checkpoint, which a start would replay.", func(s st) float64 { return float64(s.Unapplied) }),
+		counter("store_puts_total", "Objects and parts stored.", func(s st) float64 { return float64(s.Puts) }),
+		counter("store_gets_total", "Objects opened for reading.", func(s st) float64 { return float64(s.Gets) }),
+		counter("store_deletes_total", "Objects deleted.", func(s st) float64 { return float64(s.Deletes) }),
+		counter("store_sealed_bytes_total", "Plaintext bytes sealed.", func(s st) float64 { return float64(s.SealedBytes) }),
+		counter("store_opened_bytes_total", "Plaintext bytes opened.", func(s st) float64 { return float64(s.OpenedBytes) }),
+		counter("store_repaired_segments_total", "Segments whose tag failed at first.", func(s st) float64 { return float64(s.Repairs) }),
+		counter("store_corrupt_segments_total", "Segments beyond repair.", func(s st) float64 { return float64(s.Corrupt) }),
+		counter("store_checkpoints_total", "Index checkpoints.", func(s st) float64 { return float64(s.Checkpoints) }),
+		counter("store_checkpoint_failures_total", "Index checkpoints that failed.", func(s st) float64 { return float64(s.CheckpointFailures) }),
+	}
+	return func(ch chan<- prometheus.Metric, app *appliance) {
+		stats := app.store.Stats()
+		for _, m := range samples {
+			m.send(ch, &stats)
+		}
+	}
 }

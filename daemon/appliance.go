@@ -1,0 +1,211 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"coffer/disk"
+	"coffer/hw"
+	"coffer/kms"
+	"coffer/object"
+)
+
+// arrayNote is the content of array.yaml: where the disks were when the array was created, a hint that spares the operator a
+// list. The disks themselves say what they are.
+type arrayNote struct {
+	ArrayID string   `yaml:"array_id"`
+	Disks   []string `yaml:"disks"`
+}
+
+// errNoArray means that nothing tells of an array: neither configuration, nor a note, nor disk files.
+var errNoArray = errors.New("no array: create one with `coffer array create`")
+
+// diskPaths returns the array's disks as configured, as noted at creation, or as found in the data directory.
+func diskPaths(cfg *Config, dir dataDir) ([]string, error) {
+	if len(cfg.Disks) > 0 {
+		return cfg.Disks, nil
+	}
+	f, err := os.Open(dir.arrayFile())
+	if err == nil {
+		defer f.Close()
+		var note arrayNote
+		if err := decodeYAML(f, &note); err != nil {
+			return nil, fmt.Errorf("read %s: %w", dir.arrayFile(), err)
+		}
+		return note.Disks, nil
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("find disks: %w", err)
+	}
+	files, err := filepath.Glob(filepath.Join(dir.disks(), "disk*.img"))
+	if err != nil {
+		return nil, fmt.Errorf("find disks: %w", err)
+	}
+	if len(files) == 0 {
+		return nil, errNoArray
+	}
+	return files, nil
+}
+
+// readSecret reads a secret of one line. The caller wipes it.
+func readSecret(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("read secret: %w", err)
+	}
+	defer f.Close()
+	buf := make([]byte, kms.MaxPassphrase+2)
+	n, err := f.Read(buf)
+	if err != nil {
+		return nil, fmt.Errorf("read secret %s: %w", path, err)
+	}
+	if n == len(buf) {
+		return nil, fmt.Errorf("read secret %s: longer than %d bytes", path, kms.MaxPassphrase)
+	}
+	return bytes.TrimSuffix(bytes.TrimSuffix(buf[:n], []byte("\n")), []byte("\r")), nil
+}
+
+// keySlots are the slots that the configuration can open, cheapest first.
+func keySlots(cfg *Config, dir dataDir, getenv func(string) string) ([]kms.Slot, error) {
+	var slots []kms.Slot
+	switch path := secretPath(getenv, cfg.RootKeyFile, "root.key"); {
+	case path != "":
+		slots = append(slots, kms.NewFileSlot(path))
+	default:
+		if _, err := os.Stat(dir.rootKey()); err == nil {
+			slots = append(slots, kms.NewFileSlot(dir.rootKey()))
+		}
+	}
+	if path := secretPath(getenv, cfg.PassphraseFile, "passphrase"); path != "" {
+		slots = append(slots, kms.NewPassphraseSlot(func(context.Context) ([]byte, error) { return readSecret(path) }, kms.Argon2{}))
+	}
+	if path := secretPath(getenv, cfg.RecoveryKeyFile, "recovery_key"); path != "" {
+		text, err := readSecret(path)
+		if err != nil {
+			return nil, err
+		}
+		slot, err := kms.ParseRecoveryKey(string(text))
+		clear(text)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", path, err)
+		}
+		slots = append(slots, slot)
+	}
+	if len(slots) == 0 {
+		return nil, errors.New("nothing to unlock the array with: no key file, passphrase file or recovery key file is configured")
+	}
+	return slots, nil
+}
+
+// appliance is an open array with everything above it but S3.
+type appliance struct {
+	crypto *hw.Engine
+	keys   *kms.Keyring
+	array  *disk.Array
+	store  *object.Store // nil: opened for reading
+	slot   string        // kind of the key slot that opened it
+	paths  []string      // where the disks were looked for
+}
+
+// openMode says what an appliance is opened for.
+type openMode struct {
+	readOnly bool // status and check: nothing is written and there is no store
+	rebuild  bool // throw the index away and replay the whole log
+}
+
+// openAppliance finds the disks, unlocks the keys and brings array and index up to date. The data directory is locked.
+func openAppliance(ctx context.Context, cfg *Config, getenv func(string) string, crypto *hw.Engine, mode openMode, log *slog.Logger) (_ *appliance, err error) {
+	dir := dataDir(cfg.Data)
+	paths, err := diskPaths(cfg, dir)
+	if err != nil {
+		return nil, err
+	}
+	slots, err := keySlots(cfg, dir, getenv)
+	if err != nil {
+		return nil, err
+	}
+	set, err := disk.Discover(paths, mode.readOnly)
+	if err != nil {
+		return nil, fmt.Errorf("open array: %w", err)
+	}
+	app := &appliance{crypto: crypto, paths: paths}
+	keys, results, err := kms.Unlock(ctx, set.ArrayID(), set.KeyArea(), slots)
+	for _, r := range results {
+		if r.OK {
+			app.slot = r.Kind
+			log.Info("key slot opened the array", "kind", r.Kind, "slot", r.Number, "took", r.Duration)
+		} else {
+			log.Warn("key slot did not open the array", "kind", r.Kind, "took", r.Duration, "cause", r.Err)
+		}
+	}
+	if err != nil {
+		return nil, errors.Join(err, set.Close())
+	}
+	app.keys = keys
+	if err := keys.Warning(); err != nil {
+		log.Warn("keys are not locked into memory", "cause", err)
+	}
+	opt := disk.Options{Paths: paths, Keys: keys, Crypto: crypto, Degraded: cfg.AllowDegraded, ReadOnly: mode.readOnly,
+		Rebuild: mode.rebuild, Logger: log}
+	if !mode.readOnly {
+		app.store, err = object.New(object.Options{IndexDir: dir.index(), Rebuild: mode.rebuild, Keys: keys, Crypto: crypto,
+			Cipher: cipherOf(cfg, crypto), Logger: log})
+		if err != nil {
+			app.keys.Close()
+			return nil, errors.Join(err, set.Close())
+		}
+		opt.State = app.store
+	}
+	app.array, err = set.Open(ctx, opt)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open array: %w", err), app.Close())
+	}
+	if app.store != nil {
+		app.store.Start(app.array)
+	}
+	st := app.array.Status()
+	log.Info("array open", "array_id", st.ArrayID, "data", st.Data, "parity", st.Parity, "disks", len(st.Disks), "state", st.State,
+		"reason", st.Reason, "epoch", st.Epoch, "key_epoch", keys.CurrentEpoch(), "io", st.IO, "io_reason", st.IOReason)
+	return app, nil
+}
+
+// cipherOf is the configured algorithm, or the one that this processor does well.
+func cipherOf(cfg *Config, crypto *hw.Engine) hw.Primitive {
+	if cfg.Algorithm != "" {
+		return hw.Primitive(cfg.Algorithm)
+	}
+	if slices.ContainsFunc(crypto.Report().Features, func(f string) bool { return f == "AESNI" || f == "AESARM" }) {
+		return hw.AES256GCM
+	}
+	return hw.ChaCha20Poly1305
+}
+
+// Close ends the array before the store, which may then make its last checkpoint, and wipes the keys.
+func (a *appliance) Close() error {
+	var errs []error
+	if a.array != nil {
+		errs = append(errs, a.array.Close())
+	}
+	if a.store != nil {
+		errs = append(errs, a.store.Close())
+	}
+	a.keys.Close()
+	return errors.Join(errs...)
+}
+
+// fault says why the array cannot serve requests, "" if it can. A degraded array serves.
+func (a *appliance) fault() string {
+	switch st := a.array.Status(); st.State {
+	case "healthy", "degraded":
+		return ""
+	default:
+		return "array " + st.State + ": " + st.Reason
+	}
+}

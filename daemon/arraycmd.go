@@ -1,0 +1,482 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"coffer/disk"
+	"coffer/kms"
+)
+
+// arrayFlags are common to the array commands.
+type arrayFlags struct {
+	serveFlags
+	json bool
+}
+
+func (f *arrayFlags) bind(cmd *cobra.Command) {
+	fl := cmd.Flags()
+	fl.StringVar(&f.data, "data", "", "`DIR`ectory of index, certificates and keys (default ./data)")
+	fl.StringVar(&f.config, "config", "", "configuration `FILE` of coffer serve")
+	fl.BoolVar(&f.json, "json", false, "print JSON")
+}
+
+// bindOpen adds the flags of commands that open an array.
+func (f *arrayFlags) bindOpen(cmd *cobra.Command) {
+	f.bind(cmd)
+	cmd.Flags().StringVar(&f.recoveryKeyFile, "recovery-key-file", "", "`FILE` with the recovery key, to open the array when its other key slots are lost")
+	cmd.Flags().BoolVar(&f.degraded, "degraded", false, "open the array though so few disks are present that they could be a stale half of it")
+}
+
+func newArrayCommand(e env) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "array",
+		Short: "Create and examine the array of disks",
+		Long:  "The array is the set of disks that coffer serve stores into: its geometry, its members and their state.",
+		Args:  noArgs,
+		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(newCreateCommand(e), newStatusCommand(e), newCheckCommand(e), newRebuildCommand(e))
+	return cmd
+}
+
+const createHelp = `Create makes an array of the given disks: block devices, existing files, or, with --disk-size, new files.
+
+Without --data-shards and --parity the geometry follows from the number of disks:
+
+  disks    1    2    3    4    5    6    7    8    9    10   12   14   16    20
+  shape   1+0  1+1  2+1  2+2  3+2  4+2  5+2  6+2  7+2  7+3  9+3 11+3 12+4  16+4
+
+Any "parity" disks may be lost at a time. From 21 disks on stripes stay at 16+4 and rotate over all disks.
+
+The array is opened at each start by the key file DIR/keys/root.key, or by a passphrase with
+--passphrase-file. The recovery key, printed once, opens it when that is lost. The root credentials of
+S3 are generated and printed once too, unless COFFER_ROOT_ACCESS_KEY or root_credentials_file give them.
+
+Disks that hold an array, a filesystem or a partition table are refused, unless --force overwrites them.`
+
+func newCreateCommand(e env) *cobra.Command {
+	var f arrayFlags
+	var opt createOptions
+	var extent Size
+	var dryRun, yes bool
+	cmd := &cobra.Command{
+		Use:   "create --disk PATH...",
+		Short: "Make an array of disks",
+		Long:  createHelp,
+		Example: `  coffer array create --data /var/lib/coffer --disk /dev/sdb --disk /dev/sdc --disk /dev/sdd --dry-run
+  coffer array create --data /var/lib/coffer --disk /dev/disk/by-id/nvme-{a,b,c,d,e,f} --yes
+  coffer array create --data ./data --disk ./d0 --disk ./d1 --disk ./d2 --disk-size 1GiB`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			cfg, err := f.load(e.getenv)
+			if err != nil {
+				return err
+			}
+			opt.disks = append(append(opt.disks, args...), cfg.Disks...)
+			opt.geometry.ExtentSize = int64(extent)
+			if len(opt.disks) == 0 {
+				return usageError{errors.New("no disks: give each with --disk")}
+			}
+			if opt.geometry.Parity != 0 && opt.geometry.Data == 0 && !cmd.Flags().Changed("data-shards") {
+				opt.geometry.Data = len(opt.disks) - opt.geometry.Parity
+			}
+			plan, err := planArray(&opt)
+			if err != nil {
+				return err
+			}
+			if dryRun || !f.json {
+				if err := show(e.stdout, f.json, plan, plan.print); err != nil {
+					return err
+				}
+			}
+			if err := plan.refuse(opt.force); err != nil || dryRun {
+				return err
+			}
+			if !yes && !confirm(e) {
+				return errors.New("nothing was written")
+			}
+			return runCreate(cmd.Context(), e, &cfg, plan, &opt, f.json)
+		},
+	}
+	f.bind(cmd)
+	fl := cmd.Flags()
+	fl.StringArrayVar(&opt.disks, "disk", nil, "`PATH` of a disk; once per disk (default: disks of the configuration)")
+	fl.IntVar(&opt.geometry.Data, "data-shards", 0, "data cells per stripe, 1 to 32 (default by the number of disks)")
+	fl.IntVar(&opt.geometry.Parity, "parity", 0, "parity cells per stripe: how many disks may be lost (default by the number of disks)")
+	fl.Var(&extent, "extent-size", "allocation unit on each disk, 1MiB to 1GiB (default by the disks' size)")
+	fl.Var(&opt.diskSize, "disk-size", "make disks that do not exist as files of this size")
+	fl.StringVar(&opt.passphraseFile, "passphrase-file", "", "`FILE` with the passphrase that opens the array, instead of a key file")
+	fl.BoolVar(&opt.force, "force", false, "overwrite disks that hold something")
+	fl.BoolVar(&dryRun, "dry-run", false, "show what would be made and write nothing")
+	fl.BoolVar(&yes, "yes", false, "do not ask")
+	return cmd
+}
+
+// confirm asks whether the plan on the screen is to be carried out.
+func confirm(e env) bool {
+	fmt.Fprint(e.stderr, "What these disks hold will be lost. Type yes to go on: ")
+	line, _ := bufio.NewReader(e.stdin).ReadString('\n')
+	return strings.TrimSpace(line) == "yes"
+}
+
+func runCreate(ctx context.Context, e env, cfg *Config, plan *arrayPlan, opt *createOptions, asJSON bool) (err error) {
+	dir := dataDir(cfg.Data)
+	unlock, err := dir.lock()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, unlock()) }()
+	given, _, err := givenCredentials(e.getenv, cfg.RootCredentialsFile)
+	if err != nil {
+		return err
+	}
+	log := newLogger(e.stderr, cfg.Log.Format, slog.LevelWarn)
+	res, err := createArray(ctx, dir, plan, opt)
+	if err != nil {
+		return err
+	}
+	if !asJSON {
+		printRecoveryKey(e.stdout, res.RecoveryKey)
+	}
+	if given == (rootCredentials{}) {
+		c, err := firstCredentials(ctx, e, cfg, opt, log)
+		if err != nil {
+			return fmt.Errorf("the array is made, but not its root credentials, which coffer serve will make: %w", err)
+		}
+		res.AccessKey, res.SecretKey = c.AccessKey, c.SecretKey
+	}
+	return show(e.stdout, asJSON, res, func(w io.Writer) {
+		if res.SecretKey != "" {
+			fmt.Fprintf(w, "Root credentials of S3, shown only now:\n\n    access key  %s\n    secret key  %s\n\n", res.AccessKey, res.SecretKey)
+		}
+		fmt.Fprintf(w, "Array %s is ready: coffer serve --data %s\n", res.ArrayID, cfg.Data)
+	})
+}
+
+// firstCredentials opens the new array once to make its root credentials, which proves it as well.
+func firstCredentials(ctx context.Context, e env, cfg *Config, opt *createOptions, log *slog.Logger) (c rootCredentials, err error) {
+	crypto, err := probe(cfg, log)
+	if err != nil {
+		return c, err
+	}
+	made := *cfg
+	made.Disks = nil // as noted
+	setDefault(&made.PassphraseFile, opt.passphraseFile)
+	app, err := openAppliance(ctx, &made, e.getenv, crypto, openMode{}, log)
+	if err != nil {
+		return c, err
+	}
+	c, _, err = storedCredentials(ctx, app.store)
+	return c, errors.Join(err, app.Close())
+}
+
+func (p *arrayPlan) print(w io.Writer) {
+	fmt.Fprintf(w, "%d disks, stripes of %d data + %d parity: any %d may be lost\n", len(p.Disks), p.Data, p.Parity, p.Parity)
+	fmt.Fprintf(w, "usable %.1f GiB, extents of %v\n", float64(p.Usable)/(1<<30), Size(p.ExtentSize))
+	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	for _, d := range p.Disks {
+		fmt.Fprintf(tw, "  %s\t%v", d.Path, Size(d.Size))
+		switch {
+		case d.New:
+			fmt.Fprint(tw, "  new file")
+		case d.Holds != "":
+			fmt.Fprintf(tw, "  holds %s", d.Holds)
+		}
+		fmt.Fprintln(tw)
+	}
+	tw.Flush()
+}
+
+// show prints a document as JSON or as text.
+func show(w io.Writer, asJSON bool, doc any, text func(io.Writer)) error {
+	if asJSON {
+		return writeJSON(w, doc)
+	}
+	text(w)
+	return nil
+}
+
+func writeJSON(w io.Writer, doc any) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	if err := enc.Encode(doc); err != nil {
+		return fmt.Errorf("print: %w", err)
+	}
+	return nil
+}
+
+// arrayStatus is the document of `coffer array status --json` and of /array/status.
+type arrayStatus struct {
+	disk.Status
+	Running  bool           `json:"running"` // a daemon serves the array
+	OpenedBy string         `json:"opened_by"`
+	KeyEpoch uint32         `json:"key_epoch"`
+	KeySlots []keySlotState `json:"key_slots"`
+}
+
+type keySlotState struct {
+	Number  int    `json:"number"`
+	Kind    string `json:"kind"`
+	Created string `json:"created"`
+}
+
+// status describes the array. One that was opened for reading only is judged as if it served.
+func (a *appliance) status(running bool) *arrayStatus {
+	s := &arrayStatus{Status: a.array.Status(), Running: running, OpenedBy: a.slot, KeyEpoch: a.keys.CurrentEpoch()}
+	for _, k := range a.keys.Slots() {
+		s.KeySlots = append(s.KeySlots, keySlotState{k.Number, k.Kind, k.Created.UTC().Format("2006-01-02T15:04:05Z")})
+	}
+	a.placeMissing(s.Disks)
+	if a.store == nil && s.State == "read-only" {
+		s.State, s.Reason = "healthy", ""
+		for _, d := range s.Disks {
+			if d.State != disk.DiskHealthy {
+				s.State, s.Reason = "degraded", "a disk is "+string(d.State)
+			}
+		}
+		if len(s.Losses) > 0 {
+			s.State, s.Reason = "degraded", "acknowledged stripes were lost"
+		}
+	}
+	return s
+}
+
+// placeMissing names the place of disks that were not found, as far as the list that creation wrote in slot order tells.
+func (a *appliance) placeMissing(disks []disk.DiskStatus) {
+	if len(a.paths) != len(disks) {
+		return
+	}
+	known := map[string]bool{}
+	for _, d := range disks {
+		known[d.Path] = true
+	}
+	for i := range disks {
+		if disks[i].Path == "" && !known[a.paths[i]] {
+			disks[i].Path = a.paths[i]
+		}
+	}
+}
+
+func (s *arrayStatus) print(w io.Writer) {
+	fmt.Fprintf(w, "array %s: %s", s.ArrayID, s.State)
+	if s.Reason != "" {
+		fmt.Fprintf(w, " (%s)", s.Reason)
+	}
+	served := "not running"
+	if s.Running {
+		served = "running"
+	}
+	fmt.Fprintf(w, "\n%d data + %d parity, epoch %d, key epoch %d, daemon %s\n", s.Data, s.Parity, s.Epoch, s.KeyEpoch, served)
+	fmt.Fprintf(w, "capacity %.1f GiB, free %.1f GiB\n", float64(s.Capacity)/(1<<30), float64(s.Free)/(1<<30))
+	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(tw, "slot\tstate\tsize\tpath")
+	for _, d := range s.Disks {
+		fmt.Fprintf(tw, "%d\t%s\t%v\t%s", d.Slot, d.State, Size(d.Size), d.Path)
+		if d.Reason != "" {
+			fmt.Fprintf(tw, "  (%s)", d.Reason)
+		}
+		fmt.Fprintln(tw)
+	}
+	tw.Flush()
+	for _, l := range s.Losses {
+		fmt.Fprintf(w, "lost: stripes %d to %d of band %d\n", l.From, l.To, l.Band)
+	}
+}
+
+func newStatusCommand(e env) *cobra.Command {
+	var f arrayFlags
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Show the state of the array and its disks",
+		Long: `Status asks the running daemon, or else opens the array for reading, and shows its members.
+
+Exit code 0 if every disk is healthy, 3 if the array is degraded, has lost data or cannot be opened.`,
+		Example: "  coffer array status --data /var/lib/coffer\n  coffer array status --json | jq -r '.disks[] | select(.state != \"healthy\") | .path'",
+		Args:    noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			st := new(arrayStatus)
+			err := f.withArray(cmd.Context(), e, http.MethodGet, "/array/status", st, false, func(_ context.Context, app *appliance) error {
+				st = app.status(false)
+				return nil
+			})
+			if err != nil {
+				return err
+			}
+			if err := show(e.stdout, f.json, st, st.print); err != nil {
+				return err
+			}
+			if st.State != "healthy" {
+				return fmt.Errorf("%w: %s", errUnhealthy, st.State)
+			}
+			return nil
+		},
+	}
+	f.bindOpen(cmd)
+	return cmd
+}
+
+func newCheckCommand(e env) *cobra.Command {
+	var f arrayFlags
+	var repair bool
+	cmd := &cobra.Command{
+		Use:   "check",
+		Short: "Read and verify everything in the array",
+		Long: `Check reads every cell of every stripe, parity included, and verifies it. It works beside a running daemon
+or, when none runs, on the disks themselves. With --repair bad cells are rewritten from the good ones.
+
+Exit code 0 if everything that was written is there, 3 if something is bad, missing or lost.`,
+		Example: "  coffer array check --data /var/lib/coffer\n  coffer array check --repair --json",
+		Args:    noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var rep disk.CheckReport
+			path := fmt.Sprintf("/array/check?repair=%t", repair)
+			err := f.withArray(cmd.Context(), e, http.MethodPost, path, &rep, repair, func(ctx context.Context, app *appliance) (err error) {
+				rep, err = app.array.Check(ctx, disk.CheckOptions{Repair: repair})
+				return err
+			})
+			if err != nil {
+				return err
+			}
+			if err := show(e.stdout, f.json, rep, func(w io.Writer) { printCheck(w, &rep) }); err != nil {
+				return err
+			}
+			if !rep.OK() {
+				return fmt.Errorf("%w: %d cells bad, %d missing, %d stripes lost", errUnhealthy, rep.Bad, rep.Missing, rep.Lost)
+			}
+			return nil
+		},
+	}
+	f.bindOpen(cmd)
+	cmd.Flags().BoolVar(&repair, "repair", false, "rewrite bad cells")
+	return cmd
+}
+
+func printCheck(w io.Writer, r *disk.CheckReport) {
+	fmt.Fprintf(w, "%d bands, %d stripes, %d cells\n", r.Bands, r.Stripes, r.Cells)
+	fmt.Fprintf(w, "bad %d, missing %d, repaired %d cells; degraded %d, lost %d stripes\n", r.Bad, r.Missing, r.Repaired, r.Degraded, r.Lost)
+	for _, f := range r.Faults {
+		fmt.Fprintf(w, "  %s\n", f)
+	}
+}
+
+func newRebuildCommand(e env) *cobra.Command {
+	var f arrayFlags
+	cmd := &cobra.Command{
+		Use:   "rebuild-index",
+		Short: "Build the index anew from the disks",
+		Long: `Rebuild-index throws the index away and replays the whole log into a new one. A start does this by itself when
+the index is lost, corrupt or behind; the command is for doubt. The daemon must not run.`,
+		Example: "  coffer array rebuild-index --data /var/lib/coffer",
+		Args:    noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) (err error) {
+			cfg, err := f.load(e.getenv)
+			if err != nil {
+				return err
+			}
+			unlock, err := dataDir(cfg.Data).lock()
+			if err != nil {
+				return err
+			}
+			defer func() { err = errors.Join(err, unlock()) }()
+			log := newLogger(e.stderr, cfg.Log.Format, slog.LevelWarn)
+			crypto, err := probe(&cfg, log)
+			if err != nil {
+				return err
+			}
+			app, err := openAppliance(cmd.Context(), &cfg, e.getenv, crypto, openMode{rebuild: true}, log)
+			if err != nil {
+				return err
+			}
+			doc := struct {
+				ArrayID string `json:"array_id"`
+				Stripe  uint64 `json:"last_stripe"`
+				Buckets int64  `json:"buckets"`
+			}{app.array.Status().ArrayID, app.array.Status().Stripe, app.store.Stats().Buckets}
+			if err := app.Close(); err != nil {
+				return err
+			}
+			return show(e.stdout, f.json, doc, func(w io.Writer) {
+				fmt.Fprintf(w, "index rebuilt up to stripe %d: %d buckets\n", doc.Stripe, doc.Buckets)
+			})
+		},
+	}
+	f.bindOpen(cmd)
+	return cmd
+}
+
+// withArray runs work on the array, or, when a daemon has it, asks that for doc at path. An array that cannot be opened is
+// unhealthy.
+func (f *arrayFlags) withArray(ctx context.Context, e env, method, path string, doc any, write bool, work func(context.Context, *appliance) error) (err error) {
+	cfg, err := f.load(e.getenv)
+	if err != nil {
+		return err
+	}
+	dir := dataDir(cfg.Data)
+	if _, err := diskPaths(&cfg, dir); err != nil { // also keeps lock from making a directory
+		return err
+	}
+	unlock, err := dir.lock()
+	if errors.Is(err, errInUse) {
+		return askDaemon(ctx, dir, method, path, doc)
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, unlock()) }()
+	log := newLogger(e.stderr, cfg.Log.Format, slog.LevelWarn)
+	crypto, err := probe(&cfg, log)
+	if err != nil {
+		return err
+	}
+	app, err := openAppliance(ctx, &cfg, e.getenv, crypto, openMode{readOnly: !write}, log)
+	if errors.Is(err, kms.ErrLocked) || errors.Is(err, disk.ErrMembership) || errors.Is(err, disk.ErrKeys) {
+		return fmt.Errorf("%w: %w", errUnhealthy, err)
+	}
+	if err != nil {
+		return err
+	}
+	return errors.Join(work(ctx, app), app.Close())
+}
+
+// maxAnswer bounds what a daemon may answer: 64 disks and 100 faults fit many times.
+const maxAnswer = 4 << 20
+
+// askDaemon fetches a JSON document from the admin listener of the daemon that holds the data directory.
+func askDaemon(ctx context.Context, dir dataDir, method, path string, doc any) error {
+	addr, err := os.ReadFile(filepath.Join(dir.run(), "admin.addr"))
+	if err != nil {
+		return fmt.Errorf("%w, and its admin listener is off: %w", errInUse, err)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, "http://"+dialAddr(strings.TrimSpace(string(addr)))+path, nil)
+	if err != nil {
+		return fmt.Errorf("ask daemon: %w", err)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return fmt.Errorf("ask daemon: %w", err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	if err != nil {
+		return fmt.Errorf("ask daemon: %w", err)
+	}
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("ask daemon: %s: %s", resp.Status, strings.TrimSpace(string(body)))
+	}
+	if err := json.Unmarshal(body, doc); err != nil {
+		return fmt.Errorf("ask daemon: %w", err)
+	}
+	return nil
+}

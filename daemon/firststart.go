@@ -1,0 +1,124 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"path/filepath"
+	"strings"
+)
+
+// news is what this start made and must show once.
+type news struct {
+	array    *created // nil: the array was there
+	embedded bool     // it consists of files in the data directory
+	newRoot  bool     // root credentials were made
+}
+
+// firstStart makes the embedded array if there is none and none is configured.
+func (d *daemon) firstStart(ctx context.Context) (n news, err error) {
+	if _, err := diskPaths(&d.cfg, d.dir); !errors.Is(err, errNoArray) {
+		return n, err
+	}
+	if isJournal(d.env.getenv, d.env.stdout) {
+		return n, fmt.Errorf("%w: its recovery key and credentials are printed once and must not go to the journal", errNoArray)
+	}
+	plan, opt, err := embeddedArray(d.dir, d.cfg.EmbeddedDiskSize)
+	if err != nil {
+		return n, err
+	}
+	opt.passphraseFile = secretPath(d.env.getenv, d.cfg.PassphraseFile, "passphrase")
+	d.log.Info("creating the embedded array", "disks", len(plan.Disks), "data", plan.Data, "parity", plan.Parity, "disk_size", opt.diskSize)
+	n.embedded = true
+	if n.array, err = createArray(ctx, d.dir, plan, opt); err != nil {
+		return n, err
+	}
+	// The only moment at which the recovery key exists outside the array's slots: what fails later must not lose it.
+	printRecoveryKey(d.env.stdout, n.array.RecoveryKey)
+	return n, nil
+}
+
+// credentials are the given ones, or those of the array, made at the first start.
+func (d *daemon) credentials(ctx context.Context, app *appliance, n *news) (rootCredentials, error) {
+	c, source, err := givenCredentials(d.env.getenv, d.cfg.RootCredentialsFile)
+	if err != nil {
+		return c, err
+	}
+	if source != "" {
+		d.log.Info("root credentials given", "source", source, "access_key", c.AccessKey)
+		return c, nil
+	}
+	if isJournal(d.env.getenv, d.env.stdout) {
+		if p, err := app.store.Config(ctx, rootConfigName); err != nil || p == nil {
+			return c, errors.Join(err, errors.New("no root credentials: set root_credentials_file, or run `coffer array create`; new ones must not go to the journal"))
+		}
+	}
+	c, n.newRoot, err = storedCredentials(ctx, app.store)
+	return c, err
+}
+
+func printRecoveryKey(w io.Writer, key string) {
+	fmt.Fprintf(w, `
+Recovery key, shown only now. It opens the array when every other key is lost; keep it on paper:
+
+    %s
+
+`, key)
+}
+
+// banner tells how to use the endpoint.
+func (d *daemon) banner(n *news, eps []*endpoint, caFile string, c rootCredentials) {
+	w := d.env.stdout
+	st := d.app.Load().array.Status()
+	endpoint := "https://" + dialAddr(eps[len(eps)-1].addr)
+	fmt.Fprintf(w, "Coffer serves S3 at %s, region %s\n", endpoint, d.cfg.Region)
+	for _, ep := range eps[:len(eps)-1] {
+		fmt.Fprintf(w, "             and at http://%s, in plaintext\n", ep.addr)
+	}
+	fmt.Fprintf(w, "  array       %d disks, %d data + %d parity, %s\n", len(st.Disks), st.Data, st.Parity, st.State)
+	if d.cfg.Admin != adminOff {
+		fmt.Fprintf(w, "  admin       http://%s/metrics\n", dialAddr(d.cfg.Admin))
+	}
+	env := ""
+	if caFile != "" {
+		if abs, err := filepath.Abs(caFile); err == nil {
+			caFile = abs
+		}
+		fmt.Fprintf(w, "  CA          %s\n", caFile)
+		env = "AWS_CA_BUNDLE=" + caFile + " "
+	}
+	fmt.Fprintf(w, "  access key  %s\n", c.AccessKey)
+	secret := "..."
+	if n.newRoot {
+		secret = c.SecretKey
+		fmt.Fprintf(w, "  secret key  %s   (shown only now; kept sealed in the array)\n", c.SecretKey)
+	} else {
+		fmt.Fprintf(w, "  secret key  as given, or as shown at the first start\n")
+	}
+	if d.app.Load().slot == "file" {
+		fmt.Fprintf(w, "\nThe key that opens the array lies in %s.\nIt protects nothing if it is stolen together with the disks.\n", strings.TrimSuffix(d.dir.rootKey(), "/"))
+	}
+	fmt.Fprintf(w, `
+Try:
+  export %sAWS_DEFAULT_REGION=%s \
+    AWS_ACCESS_KEY_ID=%s AWS_SECRET_ACCESS_KEY=%s
+  aws --endpoint-url %s s3 mb s3://first
+  aws --endpoint-url %s s3 cp README.md s3://first/
+  aws --endpoint-url %s s3 ls s3://first
+
+`, env, d.cfg.Region, c.AccessKey, secret, endpoint, endpoint, endpoint)
+}
+
+// dialAddr is an address at which this machine reaches a listener.
+func dialAddr(addr string) string {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return addr
+	}
+	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
+		host = "localhost"
+	}
+	return net.JoinHostPort(host, port)
+}
