@@ -57,8 +57,9 @@ type bucketRef struct {
 
 // NewBucketKey returns a random key for a bucket, wrapped by the current epoch and bound to array and bucket: ErrClosed.
 func (k *Keyring) NewBucketKey(bucketID uint64) (BucketKey, error) {
-	number := k.CurrentEpoch()
-	e, err := k.epoch(number)
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	e, err := k.epoch(k.current)
 	if err != nil {
 		return BucketKey{}, fmt.Errorf("make bucket key: %w", err)
 	}
@@ -67,10 +68,8 @@ func (k *Keyring) NewBucketKey(bucketID uint64) (BucketKey, error) {
 		return BucketKey{}, fmt.Errorf("make bucket key: %w", err)
 	}
 	defer key.Wipe()
-	defer e.bucket.release()
-	kek := e.bucket.acquire()
-	defer key.release()
-	return BucketKey{number, appendBox(nil, &wrapLabels, kek, key.acquire(), k.bucketAAD(number, bucketID))}, nil
+	wrapped := appendBox(nil, &wrapLabels, e.bucket.view(), key.view(), k.bucketAAD(k.current, bucketID))
+	return BucketKey{k.current, wrapped}, nil
 }
 
 // OpenBucketKey returns the key of a bucket. It is cached; the caller need not and must not wipe it, and should not keep it
@@ -79,6 +78,8 @@ func (k *Keyring) OpenBucketKey(bucketID uint64, b BucketKey) (*Secret, error) {
 	if len(b.Wrapped) != WrappedSize {
 		return nil, fmt.Errorf("open bucket key: %d bytes wrapped: %w", len(b.Wrapped), ErrCorrupt)
 	}
+	k.mu.RLock()
+	defer k.mu.RUnlock()
 	e, err := k.epoch(b.Epoch)
 	if err != nil {
 		return nil, fmt.Errorf("open bucket key: %w", err)

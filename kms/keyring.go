@@ -36,13 +36,13 @@ type Keyring struct {
 
 	edit sync.Mutex // serialises AddSlot, RemoveSlot, AddEpoch and UseEpoch; taken before mu
 
-	mu      sync.RWMutex // guards all below
+	mu      sync.RWMutex // guards all below; held shared while any key is in use, so that Close waits
 	closed  bool
 	area    area
 	epochs  map[uint32]*epochKeys
 	current uint32
 
-	buckets bucketCache // has its own lock, never held together with mu
+	buckets bucketCache // has its own lock, taken inside mu
 }
 
 // epochKeys are the keys derived from one epoch key.
@@ -168,13 +168,10 @@ func newKeyring(arena *Arena, arrayID [16]byte, root *Secret) (*Keyring, error) 
 
 // derived returns a new secret made from a parent key.
 func (k *Keyring) derived(parent *Secret, info string) (*Secret, error) {
-	s, err := k.arena.alloc(KeySize)
-	if err != nil {
-		return nil, err
-	}
-	derive((*[KeySize]byte)(s.c.mem), parent.view(), k.arrayID[:], info)
-	burnStack()
-	return s, nil
+	defer burnStack()
+	return k.arena.alloc(KeySize, func(mem []byte) {
+		derive((*[KeySize]byte)(mem), parent.view(), k.arrayID[:], info)
+	})
 }
 
 // load unwraps the cell key and the epochs of an authenticated area.
@@ -203,14 +200,16 @@ func (k *Keyring) unwrapSecret(kek *Secret, wrapped, aad []byte) (*Secret, error
 	if len(wrapped) != WrappedSize {
 		return nil, fmt.Errorf("wrapped key of %d bytes: %w", len(wrapped), ErrCorrupt)
 	}
-	s, err := k.arena.alloc(KeySize)
+	var openErr error
+	s, err := k.arena.alloc(KeySize, func(mem []byte) {
+		_, openErr = openBox(mem[:0], &wrapLabels, kek.view(), wrapped, aad)
+	})
 	if err != nil {
 		return nil, err
 	}
-	defer kek.release()
-	if _, err := openBox(s.c.mem[:0], &wrapLabels, kek.acquire(), wrapped, aad); err != nil {
+	if openErr != nil {
 		s.Wipe()
-		return nil, asCorrupt(err)
+		return nil, asCorrupt(openErr)
 	}
 	return s, nil
 }
@@ -244,8 +243,7 @@ func (k *Keyring) epochAAD(number uint32) []byte {
 func (k *Keyring) Area() []byte {
 	k.mu.RLock()
 	defer k.mu.RUnlock()
-	defer k.areaKey.release()
-	return k.area.encode(k.areaKey.acquire())
+	return k.area.encode(k.areaKey.view())
 }
 
 // SuperblockKey returns the 32-byte key of the superblock MAC. It panics when the keyring is closed.
@@ -262,6 +260,8 @@ func (k *Keyring) Warning() error { return k.arena.Warning() }
 
 // RecordKey returns the 32-byte metadata key of an epoch: ErrNoEpoch, ErrClosed.
 func (k *Keyring) RecordKey(epoch uint32) ([]byte, error) {
+	k.mu.RLock()
+	defer k.mu.RUnlock()
 	e, err := k.epoch(epoch)
 	if err != nil {
 		return nil, fmt.Errorf("get record key: %w", err)
@@ -271,6 +271,8 @@ func (k *Keyring) RecordKey(epoch uint32) ([]byte, error) {
 
 // IndexKey returns the 32-byte key that seals the headers of index files in an epoch: ErrNoEpoch, ErrClosed.
 func (k *Keyring) IndexKey(epoch uint32) ([]byte, error) {
+	k.mu.RLock()
+	defer k.mu.RUnlock()
 	e, err := k.epoch(epoch)
 	if err != nil {
 		return nil, fmt.Errorf("get index key: %w", err)
@@ -278,9 +280,8 @@ func (k *Keyring) IndexKey(epoch uint32) ([]byte, error) {
 	return e.index.view(), nil
 }
 
+// epoch returns the keys of an epoch. k.mu is held, and stays so while they are used.
 func (k *Keyring) epoch(number uint32) (*epochKeys, error) {
-	k.mu.RLock()
-	defer k.mu.RUnlock()
 	if k.closed {
 		return nil, ErrClosed
 	}
@@ -351,11 +352,11 @@ func (k *Keyring) AddEpoch() (uint32, error) {
 func (k *Keyring) UseEpoch(number uint32) error {
 	k.edit.Lock()
 	defer k.edit.Unlock()
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	if _, err := k.epoch(number); err != nil {
 		return fmt.Errorf("use key epoch: %w", err)
 	}
-	k.mu.Lock()
-	defer k.mu.Unlock()
 	if number < k.current {
 		return fmt.Errorf("use key epoch: %d is older than %d: %w", number, k.current, ErrNoEpoch)
 	}
@@ -432,7 +433,8 @@ func (k *Keyring) RemoveSlot(number int) error {
 	return nil
 }
 
-// Close wipes every key. Views of keys fault from then on, so nothing may use the array any more. Further calls do nothing.
+// Close waits for calls in progress and wipes every key. Views of keys fault from then on and bucket keys panic, so nothing may
+// use the array any more. Further calls do nothing.
 func (k *Keyring) Close() {
 	k.edit.Lock() // a slot being added reads the root key
 	defer k.edit.Unlock()

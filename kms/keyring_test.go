@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -305,16 +306,19 @@ func TestHungSlot(t *testing.T) {
 	root := bytes.Clone(k.root.view())
 	area := k.Area()
 	synctest.Test(t, func(t *testing.T) {
-		late := bytes.Clone(root)
 		release := make(chan struct{})
-		calls := 0
-		hung := &fakeSlot{kind: "tpm", open: func(context.Context, []byte) ([]byte, error) {
-			calls++
-			<-release
-			return late, nil
-		}}
+		var calls atomic.Int32
+		hung := func(late []byte) *fakeSlot {
+			return &fakeSlot{kind: "tpm", open: func(context.Context, []byte) ([]byte, error) {
+				calls.Add(1)
+				<-release
+				return late, nil
+			}}
+		}
+		late1, late2 := bytes.Clone(root), bytes.Clone(root)
 		start := time.Now()
-		opened, results, err := Unlock(t.Context(), testArray, area, []Slot{WithTimeout(hung, 3*time.Second), hung, plainSlot("hsm")})
+		slots := []Slot{WithTimeout(hung(late1), 3*time.Second), hung(late2), plainSlot("hsm")}
+		opened, results, err := Unlock(t.Context(), testArray, area, slots)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -328,12 +332,12 @@ func TestHungSlot(t *testing.T) {
 		if !results[2].OK {
 			t.Errorf("healthy slot: %+v", results[2])
 		}
-		if calls != 2 {
-			t.Errorf("%d calls: a hung slot was asked again", calls)
+		if n := calls.Load(); n != 2 {
+			t.Errorf("%d calls: a hung slot was asked again", n)
 		}
 		close(release)
 		synctest.Wait()
-		if !bytes.Equal(late, make([]byte, KeySize)) {
+		if !bytes.Equal(append(late1, late2...), make([]byte, 2*KeySize)) {
 			t.Error("a late root key was not wiped")
 		}
 	})
@@ -428,6 +432,37 @@ func TestClosedKeyring(t *testing.T) {
 			}()
 			f()
 		}()
+	}
+}
+
+// TestCloseWhileInUse: a call that meets Close either completes or answers ErrClosed, and does not touch wiped memory.
+func TestCloseWhileInUse(t *testing.T) {
+	for range 20 {
+		k := testKeyring(t)
+		var wg sync.WaitGroup
+		for i := range 4 {
+			wg.Go(func() {
+				for {
+					b, err := k.NewBucketKey(uint64(i))
+					if err == nil {
+						_, err = k.OpenBucketKey(uint64(i), b)
+					}
+					if err == nil {
+						_, err = k.SealSecret("x", nil)
+					}
+					if errors.Is(err, ErrClosed) {
+						return
+					}
+					if err != nil {
+						t.Error(err)
+						return
+					}
+				}
+			})
+		}
+		time.Sleep(time.Millisecond)
+		k.Close()
+		wg.Wait()
 	}
 }
 

@@ -22,15 +22,15 @@ func (k *Keyring) SealSecret(label string, p []byte) ([]byte, error) {
 	if len(p) > MaxSecretLen || len(label) > MaxLabelLen {
 		return nil, fmt.Errorf("seal secret: label of %d and secret of %d bytes: %w", len(label), len(p), ErrLimit)
 	}
-	number := k.CurrentEpoch()
-	e, err := k.epoch(number)
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	e, err := k.epoch(k.current)
 	if err != nil {
 		return nil, fmt.Errorf("seal secret %s: %w", label, err)
 	}
 	out := append(make([]byte, 0, sealedHeader+len(p)+boxOverhead), sealedVersion)
-	out = binary.BigEndian.AppendUint32(out, number)
-	defer e.secret.release()
-	return appendBox(out, &wrapLabels, e.secret.acquire(), p, k.secretAAD(number, label)), nil
+	out = binary.BigEndian.AppendUint32(out, k.current)
+	return appendBox(out, &wrapLabels, e.secret.view(), p, k.secretAAD(k.current, label)), nil
 }
 
 // OpenSecret opens what SealSecret made with the same label. The caller wipes the result when done. Errors: ErrCorrupt,
@@ -43,12 +43,13 @@ func (k *Keyring) OpenSecret(label string, sealed []byte) ([]byte, error) {
 		return nil, fmt.Errorf("open secret %s: %d bytes: %w", label, len(sealed), ErrCorrupt)
 	}
 	number := binary.BigEndian.Uint32(sealed[1:])
+	k.mu.RLock()
+	defer k.mu.RUnlock()
 	e, err := k.epoch(number)
 	if err != nil {
 		return nil, fmt.Errorf("open secret %s: %w", label, err)
 	}
-	defer e.secret.release()
-	p, err := openBox(nil, &wrapLabels, e.secret.acquire(), sealed[sealedHeader:], k.secretAAD(number, label))
+	p, err := openBox(nil, &wrapLabels, e.secret.view(), sealed[sealedHeader:], k.secretAAD(number, label))
 	if err != nil {
 		return nil, fmt.Errorf("open secret %s: %w", label, asCorrupt(err))
 	}

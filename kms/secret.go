@@ -46,27 +46,17 @@ type Secret struct{ c *cell }
 
 // Random returns a new secret of n random bytes.
 func (a *Arena) Random(n int) (*Secret, error) {
-	s, err := a.alloc(n)
-	if err != nil {
-		return nil, err
-	}
-	rand.Read(s.c.mem[:n]) // never fails (crypto/rand)
-	return s, nil
+	return a.alloc(n, func(mem []byte) { rand.Read(mem) }) // never fails (crypto/rand)
 }
 
 // Import moves p into a new secret: p is wiped, also when Import fails.
 func (a *Arena) Import(p []byte) (*Secret, error) {
 	defer wipe(p)
-	s, err := a.alloc(len(p))
-	if err != nil {
-		return nil, err
-	}
-	copy(s.c.mem, p)
-	return s, nil
+	return a.alloc(len(p), func(mem []byte) { copy(mem, p) })
 }
 
-// alloc returns a secret of n zeros.
-func (a *Arena) alloc(n int) (*Secret, error) {
+// alloc returns a secret of n bytes that fill has written, straight into locked memory. Close waits for fill.
+func (a *Arena) alloc(n int, fill func(mem []byte)) (*Secret, error) {
 	if n <= 0 || n > MaxSecretSize {
 		return nil, fmt.Errorf("allocate secret: %d bytes, want 1 to %d", n, MaxSecretSize)
 	}
@@ -86,6 +76,7 @@ func (a *Arena) alloc(n int) (*Secret, error) {
 		a.live = make(map[*cell]struct{})
 	}
 	a.live[c] = struct{}{}
+	fill(c.mem[:n:n])
 	return &Secret{c}, nil
 }
 

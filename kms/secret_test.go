@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 	"unsafe"
+
+	"golang.org/x/sys/unix"
 )
 
 func mustImport(t testing.TB, a *Arena, p []byte) *Secret {
@@ -207,4 +209,44 @@ func TestMemoryFlags(t *testing.T) {
 		}
 	}
 	t.Fatal("key memory not found in smaps")
+}
+
+// TestMemlockLimit: memory that must not be locked gives a warning and works. The capability that overrides the limit is dropped
+// from one thread, which ends with the test.
+func TestMemlockLimit(t *testing.T) {
+	var old unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_MEMLOCK, &old); err != nil {
+		t.Skip(err)
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_MEMLOCK, &unix.Rlimit{Cur: 4096, Max: old.Max}); err != nil {
+		t.Skip(err)
+	}
+	defer unix.Setrlimit(unix.RLIMIT_MEMLOCK, &old)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread() // never unlocked: the thread is not used again
+		header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+		var none [2]unix.CapUserData
+		if err := unix.Capset(&header, &none[0]); err != nil {
+			t.Errorf("drop capabilities: %v", err)
+			return
+		}
+		var a Arena
+		defer a.Close()
+		s, err := a.Import([]byte("works"))
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		if err := a.Warning(); err == nil || !strings.Contains(err.Error(), "RLIMIT_MEMLOCK") {
+			t.Errorf("warning: %v", err)
+		}
+		s.Use(func(p []byte) {
+			if string(p) != "works" {
+				t.Errorf("%q", p)
+			}
+		})
+	}()
+	<-done
 }
