@@ -37,8 +37,8 @@ type Argon2 struct {
 	Threads   uint8
 }
 
-// DefaultArgon2 costs about half a second on two cores: above the second choice of RFC 9106 section 4, because a passphrase is
-// asked once per boot.
+// DefaultArgon2 costs about one second of CPU: four times the second choice of RFC 9106 section 4, because a passphrase is asked
+// once per boot.
 func DefaultArgon2() Argon2 { return Argon2{MemoryKiB: 256 << 10, Passes: 3, Threads: 4} }
 
 // check tells why p is out of bounds.
