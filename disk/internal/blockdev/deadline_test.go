@@ -235,6 +235,73 @@ func TestMixedDeadlines(t *testing.T) {
 	}
 }
 
+// TestDeadlineStorm: with deadlines about as long as the disks take, each batch ends one way or the other, all memory comes
+// back, and what was acknowledged is there.
+func TestDeadlineStorm(t *testing.T) {
+	for _, kind := range []string{"uring", "pool"} {
+		t.Run(kind, func(t *testing.T) {
+			const callers, rounds, n, size = 4, 60, 3, 4 * Align
+			devs := openFiles(t, n)
+			g := group(t, devs, GroupOptions{Prefer: kind, WriteTimeout: 300 * time.Microsecond})
+			arena := NewArena(ArenaOptions{Limit: 4 << 20})
+			var acked [callers][rounds][n]bool
+			var wg sync.WaitGroup
+			for c := range callers {
+				wg.Go(func() {
+					for r := range rounds {
+						b, err := arena.Get(t.Context(), n*size)
+						if err != nil {
+							t.Error(err)
+							return
+						}
+						for i := range b.Bytes() {
+							b.Bytes()[i] = byte(c*rounds + r)
+						}
+						ops := stripe(n, size, b.Bytes(), Op{Write: true, Durable: true, Off: int64(c*rounds+r) * size})
+						if err := g.Run(ops); err != nil {
+							t.Error(err)
+						}
+						for i, op := range ops {
+							acked[c][r][i] = op.Err == nil
+							if op.Err != nil && !errors.Is(op.Err, ErrTimeout) || op.Err == nil && op.Stuck {
+								t.Errorf("%+v", op)
+							}
+						}
+						b.Abandon(ops)
+					}
+				})
+			}
+			wg.Wait()
+			if err := g.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if err := arena.Close(); err != nil {
+				t.Error(err)
+			}
+			done, p := 0, buffer(t, size, 0)
+			for at, ok := range acked {
+				for r, ok := range ok {
+					for i, ok := range ok {
+						if !ok {
+							continue
+						}
+						done++
+						if err := devs[i].ReadAt(p, int64(at*rounds+r)*size); err != nil || p[0] != byte(at*rounds+r) || p[size-1] != p[0] {
+							t.Errorf("caller %d round %d disk %d: %v, %d", at, r, i, err, p[0])
+						}
+					}
+				}
+			}
+			for _, d := range devs {
+				if s := d.Stats().Stuck; s != 0 {
+					t.Errorf("%d operations stuck", s)
+				}
+			}
+			t.Logf("%d of %d in time", done, callers*rounds*n)
+		})
+	}
+}
+
 // TestPeerLatency: a slow disk in a batch shows as slow, and its peers do not.
 func TestPeerLatency(t *testing.T) {
 	fast, filled := pipeDevice(t)
