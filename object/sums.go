@@ -20,12 +20,12 @@ type digests struct {
 func newDigests(e *hw.Engine) *digests {
 	return &digests{
 		crypto: e,
-		md5:    sync.Pool{New: func() any { return e.NewHash("md5") }},
+		md5:    sync.Pool{New: func() any { return e.NewHash(hw.MD5) }},
 		sha1:   sync.Pool{New: func() any { return sha1.New() }},
-		sha2:   sync.Pool{New: func() any { return e.NewHash("sha-256") }},
-		mMD5:   e.Meter("md5", hw.Sum),
-		mSum:   e.Meter("crc64-nvme", hw.Sum),
-		mSHA:   e.Meter("sha-256", hw.Sum),
+		sha2:   sync.Pool{New: func() any { return e.NewHash(hw.SHA256) }},
+		mMD5:   e.Meter(hw.MD5, hw.Sum),
+		mSum:   e.Meter(hw.CRC64NVME, hw.Sum),
+		mSHA:   e.Meter(hw.SHA256, hw.Sum),
 	}
 }
 

@@ -64,12 +64,12 @@ type facts struct {
 func (a Algorithm) facts() (facts, bool) {
 	switch a {
 	case AES256GCM:
-		return facts{"aes-256-gcm", 32, SegmentSize - tagSize}, true
+		return facts{hw.AES256GCM, 32, SegmentSize - tagSize}, true
 	case ChaCha20Poly1305:
-		return facts{"chacha20-poly1305", 32, SegmentSize - tagSize}, true
+		return facts{hw.ChaCha20Poly1305, 32, SegmentSize - tagSize}, true
 	case AES256CBCHMACSHA512:
 		// The padding takes 1 to 16 bytes; a full segment uses 1, so that it fills the slot exactly.
-		return facts{"aes-256-cbc-hmac-sha-512", 64, SegmentSize - ivSize - macSize - 1}, true
+		return facts{hw.AES256CBCHMACSHA512, 64, SegmentSize - ivSize - macSize - 1}, true
 	}
 	return nullFacts(a)
 }
