@@ -123,9 +123,9 @@ func TestSimPowerCut(t *testing.T) {
 func TestSimInterleave(t *testing.T) {
 	const n = 6
 	mixed, partial := false, false
+	p1, p2 := buffer(t, n*Align, 1), buffer(t, n*Align, 2)
 	for seed := range uint64(100) {
 		w, disks, g := newSim(seed, n)
-		p1, p2 := buffer(t, n*Align, 1), buffer(t, n*Align, 2)
 		ops1 := stripe(n, Align, p1, Op{Write: true, Durable: true})
 		ops2 := stripe(n, Align, p2, Op{Write: true, Durable: true, Off: Align})
 		t1, err := g.Start(ops1)
@@ -430,9 +430,9 @@ func TestSimFaults(t *testing.T) {
 // TestSimRandomFault: each kind occurs, says what it did, and stays within the disks it was given.
 func TestSimRandomFault(t *testing.T) {
 	seen := map[FaultKind]int{}
+	p := buffer(t, 4*Align, 1)
 	for seed := range uint64(300) {
 		w, disks, g := newSim(seed, 4)
-		p := buffer(t, 4*Align, 1)
 		for no := range int64(8) {
 			run(t, g, stripe(4, Align, p, Op{Write: true, Durable: true, Off: no * Align}))
 		}
