@@ -168,7 +168,7 @@ func openAppliance(ctx context.Context, cfg *Config, getenv func(string) string,
 		return nil, errors.Join(fmt.Errorf("open array: %w", err), app.Close())
 	}
 	if app.store != nil {
-		app.store.Start(app.array)
+		app.store.Start(object.OnArray(app.array))
 	}
 	st := app.array.Status()
 	log.Info("array open", "array_id", st.ArrayID, "data", st.Data, "parity", st.Parity, "disks", len(st.Disks), "state", st.State,

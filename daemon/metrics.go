@@ -252,7 +252,7 @@ func storeMetrics() func(chan<- prometheus.Metric, *appliance) {
 	type st = *object.Stats
 	samples := []sample[st]{
 		gauge("store_buckets", "Buckets.", func(s st) float64 { return float64(s.Buckets) }),
-		gauge("store_unapplied_bytes", "Records since the last index checkpoint, which a start would replay.", func(s st) float64 { return float64(s.Unapplied) }),
+		gauge("store_uncheckpointed_bytes", "Index changes since the last checkpoint, which a start would replay from the log.", func(s st) float64 { return float64(s.Uncheckpointed) }),
 		counter("store_puts_total", "Objects and parts stored.", func(s st) float64 { return float64(s.Puts) }),
 		counter("store_gets_total", "Objects opened for reading.", func(s st) float64 { return float64(s.Gets) }),
 		counter("store_deletes_total", "Objects deleted.", func(s st) float64 { return float64(s.Deletes) }),
