@@ -1,8 +1,10 @@
 package disk
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -222,7 +224,6 @@ func (a *Array) beginEpoch(cut uint64) error {
 // writeSuper writes the superblock to every live disk, one copy after the other, and reads it back. It returns the slots where
 // fewer than three copies hold.
 func (a *Array) writeSuper(s *superblock) ([]int, error) {
-	bad := map[int]bool{}
 	good := map[int]int{}
 	key := a.opt.Keys.SuperblockKey()
 	for c := range superCopies {
@@ -230,25 +231,48 @@ func (a *Array) writeSuper(s *superblock) ([]int, error) {
 			return nil, err
 		}
 	}
+	var failed []int
 	for _, d := range a.disks {
 		if !d.usable() {
 			continue
 		}
 		raw, err := readSuper(a.group.Device(d.gi), a.meta)
+		if err == nil {
+			var got *superblock
+			n := 0
+			if got, n, err = chooseCopy(raw, key); err == nil && (n < 3 || got.epoch() != s.epoch() || good[d.slot] < 3) {
+				err = errSuperblock
+			}
+		}
 		if err != nil {
-			bad[d.slot] = true
-			continue
+			failed = append(failed, d.slot)
 		}
-		got, n, err := chooseCopy(raw, key)
-		if err != nil || n < 3 || got.epoch() != s.epoch() || good[d.slot] < 3 {
-			bad[d.slot] = true
-		}
-	}
-	var failed []int
-	for slot := range bad {
-		failed = append(failed, slot)
 	}
 	return failed, nil
+}
+
+// healSupers rewrites superblock copies that are damaged or of another moment, one at a time: a power cut during the next change
+// must find the present state in enough copies. A disk that does not take them fails later, when it is written.
+func (a *Array) healSupers() error {
+	buf, err := a.meta.Get(a.ctx, superSize)
+	if err != nil {
+		return err
+	}
+	defer buf.Release()
+	key := a.opt.Keys.SuperblockKey()
+	for _, d := range a.disks {
+		for _, c := range d.torn {
+			if !d.present() {
+				break
+			}
+			copy(buf.Bytes(), d.super.encode(c, key))
+			if err := d.dev.WriteAt(buf.Bytes()[:superSize], int64(c)*superStride, true); err != nil {
+				a.logger.Warn("superblock copy not rewritten", "path", d.path, "copy", c, "err", err)
+				break
+			}
+		}
+	}
+	return nil
 }
 
 // writeCopy writes one copy to all live disks at once and counts where it was taken.
@@ -298,13 +322,19 @@ func readSuper(dev blockdev.Device, arena *blockdev.Arena) (raw [superCopies][]b
 			errs = errors.Join(errs, e)
 			continue
 		}
-		raw[c] = append([]byte(nil), buf.Bytes()[:superSize]...)
+		raw[c] = trimSuper(buf.Bytes()[:superSize])
 		n++
 	}
 	if n == 0 {
 		return raw, errs
 	}
 	return raw, nil
+}
+
+// trimSuper copies the part of a superblock copy that its length field claims.
+func trimSuper(b []byte) []byte {
+	n := uint64(binary.LittleEndian.Uint32(b[12:])) + superTrailer
+	return bytes.Clone(b[:min(max(n, superFixed+superTrailer), superSize)])
 }
 
 // WriteKeyArea writes the current key area to all superblocks: after a key slot or epoch was added.
@@ -342,5 +372,8 @@ func (a *Array) closeDevices() error {
 	for i := range a.group.Len() {
 		err = errors.Join(err, a.group.Device(i).Close())
 	}
-	return errors.Join(err, a.arena.Close(), a.reads.Close(), a.meta.Close())
+	if a.opt.arenas == nil {
+		err = errors.Join(err, a.arena.Close(), a.reads.Close(), a.meta.Close())
+	}
+	return err
 }

@@ -38,18 +38,18 @@ func TestAppendReadReopen(t *testing.T) {
 			t.Fatalf("%d entries, want 160", len(f.state.entries))
 		}
 		for _, e := range f.state.entries {
-			p, err := readLoc(a, e.data)
+			var id uint64
+			fmt.Sscanf(e.body, "rec %d", &id)
+			p, err := readLoc(a, e.data, id)
 			if err != nil {
 				t.Fatal(err)
 			}
-			var id uint64
-			fmt.Sscanf(e.body, "rec %d", &id)
 			if !bytes.Equal(p, payload(id, len(p))) {
 				t.Fatalf("record %d: wrong bytes", id)
 			}
 		}
 		for i, s := range stripes {
-			got, err := readSegments(a, s, 0, int(s.Segments))
+			got, err := readSegments(a, s, 0, int(s.Segments), uint64(i)<<32)
 			if err != nil {
 				t.Fatal(err)
 			}

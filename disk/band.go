@@ -51,16 +51,21 @@ type disk struct {
 	gi      int             // index in the group
 	path    string
 	state   DiskState
-	reason  string // why it is not healthy
-	epoch   epoch  // of its superblock when opened
+	reason  string      // why it is not healthy
+	super   *superblock // as found when the array was opened
+	torn    []int       // copies of it that are not like it
 	extents uint32
 	used    []bool // by extent
 	free    int
 	next    uint32 // where the search for a free extent begins
 }
 
-// usable reports whether the disk is written and read.
+// usable reports whether the disk takes part in new writes.
 func (d *disk) usable() bool { return d.state == DiskHealthy }
+
+// present reports whether cells are read from the disk. A stale one's are as good as any: each proves itself, and the cuts say
+// which stripes are void.
+func (d *disk) present() bool { return d.state == DiskHealthy || d.state == DiskStale }
 
 // takeExtent reserves the next free extent.
 func (d *disk) takeExtent() (uint32, bool) {

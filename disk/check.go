@@ -1,10 +1,11 @@
 package disk
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"slices"
-	"sort"
 )
 
 // CheckReport is what a check found. Counts are of cells unless they say otherwise.
@@ -37,14 +38,10 @@ type CheckOptions struct {
 
 // Check reads every stripe of every band past all caches and verifies each cell, parity included.
 func (a *Array) Check(ctx context.Context, opt CheckOptions) (CheckReport, error) {
+	bands := a.sortedBands()
 	a.mu.RLock()
-	var bands []*band
-	for _, b := range a.bands {
-		bands = append(bands, b)
-	}
 	rep := CheckReport{Bands: len(bands), Losses: append([]Loss(nil), a.losses...)}
 	a.mu.RUnlock()
-	sort.Slice(bands, func(i, j int) bool { return bands[i].num < bands[j].num })
 	r := a.newRecovery()
 	for i, b := range bands {
 		err := a.eachStripe(ctx, b, func(w *wholeStripe) error {
@@ -102,4 +99,11 @@ func (a *Array) checkStripe(w *wholeStripe, rep *CheckReport, opt CheckOptions) 
 
 func describeFault(d *disk, w *wholeStripe, role int) string {
 	return fmt.Sprintf("%s: band %x block %d: cell %d of %d fails its checks", d.path, w.band.num, w.head.off, role, w.width())
+}
+
+// sortedBands lists the bands in the order in which they were opened.
+func (a *Array) sortedBands() []*band {
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	return slices.SortedFunc(maps.Values(a.bands), func(x, y *band) int { return cmp.Compare(x.num, y.num) })
 }

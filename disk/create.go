@@ -3,7 +3,6 @@ package disk
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"time"
@@ -165,6 +164,7 @@ var signatures = []signature{
 	{"an LVM volume", 512, "LABELONE"},
 	{"a partition table (GPT)", 512, "EFI PART"},
 	{"a RAID member (md)", 4096, "\xfc\x4e\x2b\xa9"},
+	{"a ZFS pool", 132 << 10, "\x0c\xb1\xba\x00"},
 	{"swap space", 4086, "SWAPSPACE2"},
 	{"an NTFS filesystem", 3, "NTFS    "},
 	{"a FAT filesystem", 82, "FAT32   "},
@@ -187,13 +187,19 @@ func contents(d blockdev.Device) (string, error) {
 			return fmt.Sprintf("a member of array %x", sb.array), nil
 		}
 	}
+	buf, err := arena.Get(context.Background(), 256<<10)
+	if err != nil {
+		return "", err
+	}
+	defer buf.Release()
+	b := buf.Bytes()[:256<<10]
+	if err := d.ReadAt(b, 0); err != nil {
+		return "", fmt.Errorf("inspect %s: %w", d.Path(), err)
+	}
 	for _, s := range signatures {
-		if b := raw[0]; b != nil && bytes.HasPrefix(b[s.off:], []byte(s.magic)) {
+		if bytes.HasPrefix(b[s.off:], []byte(s.magic)) {
 			return s.name, nil
 		}
-	}
-	if b := raw[0]; b != nil && len(b) > 8 && binary.LittleEndian.Uint64(b) == 0x00bab10c {
-		return "a ZFS pool", nil
 	}
 	return "", nil
 }

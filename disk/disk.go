@@ -164,6 +164,7 @@ type Options struct {
 	devices []blockdev.Device                               // tests: instead of Paths
 	group   func([]blockdev.Device) (blockdev.Group, error) // tests: the simulator's group
 	manual  func()                                          // tests: no goroutines; called instead of waiting for another
+	arenas  *[3]*blockdev.Arena                             // tests: shared by many arrays
 	rand    func([]byte)                                    // tests: nonces and ids from a seed
 	faults  faults                                          // tests: seeded bugs
 }

@@ -3,7 +3,6 @@ package disk
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -13,18 +12,19 @@ import (
 	"sync"
 	"testing"
 
-	"coffer/disk/internal/blockdev"
 	"coffer/hw"
 )
 
 // testKeys are fixed secrets.
 type testKeys struct{}
 
-func (testKeys) SuperblockKey() []byte              { return bytes.Repeat([]byte{1}, 32) }
-func (testKeys) CellKey() []byte                    { return bytes.Repeat([]byte{2}, 32) }
-func (testKeys) CurrentEpoch() uint32               { return 1 }
-func (testKeys) RecordKey(e uint32) ([]byte, error) { return bytes.Repeat([]byte{byte(2 + e)}, 32), nil }
-func (testKeys) Area() []byte                       { return []byte("key area") }
+func (testKeys) SuperblockKey() []byte { return bytes.Repeat([]byte{1}, 32) }
+func (testKeys) CellKey() []byte       { return bytes.Repeat([]byte{2}, 32) }
+func (testKeys) CurrentEpoch() uint32  { return 1 }
+func (testKeys) RecordKey(e uint32) ([]byte, error) {
+	return bytes.Repeat([]byte{byte(2 + e)}, 32), nil
+}
+func (testKeys) Area() []byte { return []byte("key area") }
 
 var crypto = sync.OnceValue(func() *hw.Engine {
 	e, err := hw.Probe(hw.Options{SkipBench: true})
@@ -74,50 +74,54 @@ func (s *testState) clone() *testState {
 	return &testState{pos: s.pos, entries: slices.Clone(s.entries)}
 }
 
-// payload is n bytes that prove themselves, as sealed data does: content drawn from id, then its hash.
+// payload is n bytes that prove themselves, as sealed data does: content drawn from id, then its checksum.
 func payload(id uint64, n int) []byte {
 	n = max(n, 40)
 	p := make([]byte, n)
-	binary.LittleEndian.PutUint64(p, id)
 	x := id*0x9e3779b97f4a7c15 + 1
-	for i := 8; i < n-32; i++ {
+	le := binary.LittleEndian
+	le.PutUint64(p, id)
+	for i := 8; i+8 <= n-8; i += 8 {
 		x ^= x << 13
 		x ^= x >> 7
 		x ^= x << 17
-		p[i] = byte(x)
+		le.PutUint64(p[i:], x)
 	}
-	sum := sha256.Sum256(p[:n-32])
-	copy(p[n-32:], sum[:])
+	le.PutUint64(p[n-8:], crypto().CRC64NVME(0, p[:n-8]))
 	return p
 }
 
-var errPayload = errors.New("payload hash differs")
+var errPayload = errors.New("not the payload")
 
-func checkPayload(p []byte) error {
-	sum := sha256.Sum256(p[:len(p)-32])
-	if !bytes.Equal(sum[:], p[len(p)-32:]) {
-		return errPayload
+// checkPayload is what the caller's AEAD does: the bytes are whole, and they are those of id.
+func checkPayload(id uint64) func([]byte) error {
+	return func(p []byte) error {
+		n := len(p) - 8
+		le := binary.LittleEndian
+		if le.Uint64(p) != id || crypto().CRC64NVME(0, p[:n]) != le.Uint64(p[n:]) {
+			return errPayload
+		}
+		return nil
 	}
-	return nil
 }
 
 // readLoc reads packed bytes as a caller does: check, and Repair when the check fails.
-func readLoc(a *Array, l Loc) ([]byte, error) {
+func readLoc(a *Array, l Loc, id uint64) ([]byte, error) {
 	v, err := a.ReadPacked(context.Background(), l)
 	if err != nil {
 		return nil, err
 	}
 	defer v.Release()
-	if checkPayload(v.Bytes(0)) != nil {
-		if err := v.Repair(context.Background(), 0, checkPayload); err != nil {
+	if checkPayload(id)(v.Bytes(0)) != nil {
+		if err := v.Repair(context.Background(), 0, checkPayload(id)); err != nil {
 			return nil, err
 		}
 	}
 	return bytes.Clone(v.Bytes(0)), nil
 }
 
-// readSegments reads a bulk stripe as a caller does.
-func readSegments(a *Array, s Stripe, first, n int) ([][]byte, error) {
+// readSegments reads a bulk stripe as a caller does. The payload of segment i is that of base+i.
+func readSegments(a *Array, s Stripe, first, n int, base uint64) ([][]byte, error) {
 	v, err := a.ReadStripe(context.Background(), s, first, n)
 	if err != nil {
 		return nil, err
@@ -125,8 +129,9 @@ func readSegments(a *Array, s Stripe, first, n int) ([][]byte, error) {
 	defer v.Release()
 	var out [][]byte
 	for i := range n {
-		if checkPayload(v.Bytes(i)) != nil {
-			if err := v.Repair(context.Background(), i, checkPayload); err != nil {
+		check := checkPayload(base + uint64(first+i))
+		if check(v.Bytes(i)) != nil {
+			if err := v.Repair(context.Background(), i, check); err != nil {
 				return nil, err
 			}
 		}
@@ -201,5 +206,3 @@ func writeStripe(a *Array, id uint64, n int) (Stripe, error) {
 	}
 	return w.Commit(context.Background())
 }
-
-var _ = blockdev.Align

@@ -159,16 +159,17 @@ func (s *Set) assemble(opt Options) (*superblock, []*disk, error) {
 	for i, m := range head.members {
 		disks[i] = &disk{slot: i, id: m.id, extents: m.extents, state: DiskMissing, reason: "not found"}
 	}
-	for i, dev := range s.devs {
-		if err := place1(head, byDev[i], dev, i, disks); err != nil {
+	for i := range s.devs {
+		if err := s.place(head, byDev[i], i, disks); err != nil {
 			return nil, nil, err
 		}
 	}
 	return head, disks, countLive(head, disks, opt)
 }
 
-// place1 gives a device its slot, or says why the array cannot be opened with it.
-func place1(head, sb *superblock, dev blockdev.Device, gi int, disks []*disk) error {
+// place gives device i its slot, or says why the array cannot be opened with it.
+func (s *Set) place(head, sb *superblock, i int, disks []*disk) error {
+	dev := s.devs[i]
 	if sb == nil {
 		return nil // blank, overwritten or unreadable: its slot stays missing
 	}
@@ -182,7 +183,12 @@ func place1(head, sb *superblock, dev blockdev.Device, gi int, disks []*disk) er
 	if d.dev != nil {
 		return fmt.Errorf("%w: %s and %s are both disk %x: one is a copy", ErrMembership, d.path, dev.Path(), d.id)
 	}
-	d.dev, d.gi, d.path, d.epoch = dev, gi, dev.Path(), sb.epoch()
+	d.dev, d.gi, d.path, d.super = dev, i, dev.Path(), sb
+	for c, b := range s.raw[i] {
+		if got, err := decodeSuperblock(b, c); err != nil || !got.sameState(sb) {
+			d.torn = append(d.torn, c)
+		}
+	}
 	switch {
 	case !head.knows(sb.epoch()):
 		d.state, d.reason = DiskForeign, "its history left the array's: it was written elsewhere"
@@ -244,7 +250,7 @@ func countLive(head *superblock, disks []*disk, opt Options) error {
 	have := 0
 	var missing []string
 	for _, d := range disks {
-		if d.state == DiskHealthy || d.state == DiskStale {
+		if d.present() {
 			have++
 		} else {
 			missing = append(missing, fmt.Sprintf("slot %d (%x): %s: %s", d.slot, d.id[:4], d.state, d.reason))
@@ -290,13 +296,15 @@ func newArray(opt Options, devs []blockdev.Device, head *superblock, disks []*di
 	a := &Array{
 		opt: opt, logger: opt.Logger, geo: head.geo, group: group, disks: disks, super: *head,
 		codec: newCodec(head.array, opt.Keys.CellKey(), opt.Crypto, opt.faults),
-		arena: blockdev.NewArena(blockdev.ArenaOptions{Limit: limit / 2}),
-		reads: blockdev.NewArena(blockdev.ArenaOptions{Limit: limit / 2}),
-		meta:  blockdev.NewArena(blockdev.ArenaOptions{Limit: small}),
 		bands: map[uint64]*band{}, ahead: map[kind]*aheadBand{}, repair: make(chan repairTask, 64),
 		slotOf: make([]int, len(devs)),
 		bulk:   bulkStream{lock: make(chan struct{}, 1)},
 	}
+	arenas := opt.arenas
+	if arenas == nil {
+		arenas = &[3]*blockdev.Arena{newArena(limit / 2), newArena(limit / 2), newArena(small)}
+	}
+	a.arena, a.reads, a.meta = arenas[0], arenas[1], arenas[2]
 	for i := range a.slotOf {
 		a.slotOf[i] = -1
 	}
@@ -315,6 +323,11 @@ func newArray(opt Options, devs []blockdev.Device, head *superblock, disks []*di
 
 // start recovers, begins the epoch and lets the writers run.
 func (a *Array) start(ctx context.Context) error {
+	if !a.opt.ReadOnly {
+		if err := a.healSupers(); err != nil {
+			return err
+		}
+	}
 	if err := a.scanBands(ctx); err != nil {
 		return err
 	}
@@ -343,4 +356,8 @@ func (a *Array) start(ctx context.Context) error {
 		a.tasks.Go(a.runRepairs)
 	}
 	return nil
+}
+
+func newArena(limit int64) *blockdev.Arena {
+	return blockdev.NewArena(blockdev.ArenaOptions{Limit: limit})
 }

@@ -47,7 +47,7 @@ func (a *Array) band(num uint64) (*band, error) {
 func (a *Array) readable(b *band, pos int) *disk {
 	a.mu.RLock()
 	defer a.mu.RUnlock()
-	if d := a.disks[b.members[pos].slot]; d.usable() {
+	if d := a.disks[b.members[pos].slot]; d.present() {
 		return d
 	}
 	return nil

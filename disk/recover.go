@@ -394,8 +394,14 @@ func (a *Array) lose(slots []int) error {
 	for _, s := range slots {
 		a.disks[s].state, a.disks[s].reason = DiskFenced, "a write failed during recovery"
 	}
-	if n := a.liveLocked(); n < len(a.disks)-a.geo.Parity {
-		return fmt.Errorf("%d of %d disks left: %w", n, len(a.disks), ErrReadOnly)
+	left := 0
+	for _, d := range a.disks {
+		if d.present() {
+			left++
+		}
+	}
+	if left < len(a.disks)-a.geo.Parity {
+		return fmt.Errorf("%d of %d disks left: %w", left, len(a.disks), ErrReadOnly)
 	}
 	return nil
 }
@@ -511,9 +517,9 @@ func (a *Array) resyncDisk(ctx context.Context, d *disk, cut uint64) (int, error
 	a.mu.Lock()
 	d.state, d.reason = DiskHealthy, ""
 	a.mu.Unlock()
-	for _, b := range a.bands {
+	for _, b := range a.sortedBands() {
 		pos := slices.IndexFunc(b.members, func(m bandMember) bool { return m.slot == d.slot })
-		if pos < 0 || b.epoch < d.epoch.num {
+		if pos < 0 || b.epoch < d.super.epoch().num {
 			continue
 		}
 		if err := a.rewriteBandHeader(ctx, b, pos, d); err != nil {

@@ -16,13 +16,13 @@ const (
 	superVersion = 1
 	superCopies  = 4
 	superStride  = 256 << 10 // bytes between copies
-	superSize    = 128 << 10 // bytes read and written per copy
+	superSize    = 64 << 10  // bytes read and written per copy
 	superFixed   = 144       // bytes in front of the tables
 	superTrailer = 64        // keyed MAC, then checksum
 	memberSize   = 40
 	epochSize    = 32
 	maxHistory   = 64
-	maxKeyArea   = 64 << 10
+	maxKeyArea   = 56 << 10
 )
 
 type diskID [16]byte
@@ -214,6 +214,9 @@ func chooseCopy(raw [superCopies][]byte, key []byte) (*superblock, int, error) {
 	var best *superblock
 	count := 0
 	for _, s := range found {
+		if s.disk != found[0].disk {
+			return nil, 0, fmt.Errorf("%w: copies of two disks' superblocks", errSuperblock)
+		}
 		n := 0
 		for _, o := range found {
 			if s.sameState(o) {

@@ -1,0 +1,594 @@
+package disk
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"coffer/disk/internal/blockdev"
+)
+
+var (
+	simSeed  = flag.Uint64("seed", 0, "replay this one seed of the simulation")
+	simSeeds = flag.Int("seeds", 2000, "how many seeds to simulate")
+	simFrom  = flag.Uint64("from", 1, "the first seed")
+	simTrace = flag.Bool("trace", false, "print what happens in the simulation")
+)
+
+// TestSimulation runs random operations on simulated disks with power cuts at random writes, in recovery too, several stripes in
+// flight, and faults of up to parity disks, and checks after every restart that the log is what a model says it must be:
+// every acknowledged record, in order, then a prefix of those in doubt, and every byte as it was written.
+func TestSimulation(t *testing.T) {
+	if *simSeed != 0 {
+		if err := simulate(*simSeed, faults{}, simKinds, *simTrace, t.Logf); err != nil {
+			t.Fatalf("seed %d: %v", *simSeed, err)
+		}
+		return
+	}
+	n := *simSeeds
+	if testing.Short() {
+		n = min(n, 200)
+	}
+	start := time.Now()
+	var total simStats
+	var failures atomic.Int32
+	seeds := make(chan uint64)
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	for range runtime.GOMAXPROCS(0) {
+		wg.Go(func() {
+			for seed := range seeds {
+				st, err := simulateStats(seed, faults{}, simKinds, false, t.Logf)
+				mu.Lock()
+				total.add(st)
+				mu.Unlock()
+				if err != nil && failures.Add(1) < 10 {
+					t.Errorf("seed %d: %v (replay: go test ./disk -run TestSimulation -seed %d -trace -v)", seed, err, seed)
+				}
+			}
+		})
+	}
+	for i := range n {
+		seeds <- *simFrom + uint64(i)
+	}
+	close(seeds)
+	wg.Wait()
+	t.Logf("seeds %d..%d: %v in %v, %d failed", *simFrom, *simFrom+uint64(n)-1, total, time.Since(start).Round(time.Second), failures.Load())
+}
+
+// TestSimulationCatchesBugs switches on one seeded bug after the other: the simulation must see each.
+func TestSimulationCatchesBugs(t *testing.T) {
+	const seeds = 1500
+	const misplaced = blockdev.FaultMisplaced | blockdev.FaultMisdirect
+	for _, bug := range []struct {
+		name  string
+		f     faults
+		kinds blockdev.FaultKind // what the bug is blind to, to meet it soon
+	}{
+		{"noflush", faults{noFlush: true}, simKinds},
+		{"norepair", faults{noRepair: true}, simKinds},
+		{"noverify", faults{noVerify: true}, simKinds},
+		{"nononce", faults{noNonce: true}, simKinds},
+		{"noloc", faults{noLocation: true}, misplaced},
+	} {
+		t.Run(bug.name, func(t *testing.T) {
+			t.Parallel()
+			for seed := range uint64(seeds) {
+				if err := simulate(seed+1, bug.f, bug.kinds, false, t.Logf); err != nil {
+					t.Logf("caught at seed %d: %v", seed+1, err)
+					return
+				}
+			}
+			t.Errorf("not caught in %d seeds", seeds)
+		})
+	}
+}
+
+// simKinds are the faults of a normal run.
+const simKinds = blockdev.FaultRot | blockdev.FaultOverwrite | blockdev.FaultStale | blockdev.FaultMisplaced | blockdev.FaultBadRange |
+	blockdev.FaultLostWrite | blockdev.FaultMisdirect | blockdev.FaultFailOnce | blockdev.FaultDead
+
+type simStats struct{ cuts, acked, opens, stripes, faults int }
+
+func (s *simStats) add(o simStats) {
+	s.cuts += o.cuts
+	s.acked += o.acked
+	s.opens += o.opens
+	s.stripes += o.stripes
+	s.faults += o.faults
+}
+
+func (s simStats) String() string {
+	return fmt.Sprintf("%d power cuts, %d opens, %d stripes, %d acknowledged records, %d faults", s.cuts, s.opens, s.stripes, s.acked, s.faults)
+}
+
+// sim is one run: a machine, an array on it, and what the clients know.
+type sim struct {
+	rng   *rand.Rand
+	world *blockdev.World
+	disks []*blockdev.SimDisk
+	geo   Geometry
+	bugs  faults
+	kinds blockdev.FaultKind
+	logf  func(string, ...any)
+	trace bool
+	stats simStats
+
+	a       *Array
+	state   *testState
+	saved   *testState // the state's last checkpoint
+	ops     []*simOp   // everything ever given to the log, in order
+	arenas  [3]*blockdev.Arena
+	acked   int // of ops, how many are acknowledged from the front
+	flight  []simFlight
+	suspect []int // slots on which faults are allowed
+	dead    map[int]bool
+}
+
+// simOp is a record given to the log: packed data, or a bulk stripe.
+type simOp struct {
+	id     uint64
+	size   int
+	stripe Stripe
+	req    *request
+	acked  bool
+}
+
+type simFlight struct {
+	s *packedStripe
+	t *blockdev.Ticket
+}
+
+var simShapes = []struct{ n, data, parity int }{{6, 4, 2}, {3, 2, 1}, {2, 1, 1}, {6, 3, 2}, {4, 1, 3}, {7, 4, 2}, {5, 2, 2}, {8, 5, 3}}
+
+func simulate(seed uint64, bugs faults, kinds blockdev.FaultKind, trace bool, logf func(string, ...any)) error {
+	_, err := simulateStats(seed, bugs, kinds, trace, logf)
+	return err
+}
+
+func simulateStats(seed uint64, bugs faults, kinds blockdev.FaultKind, trace bool, logf func(string, ...any)) (st simStats, err error) {
+	s := &sim{rng: rand.New(rand.NewPCG(seed, 4)), bugs: bugs, kinds: kinds, logf: logf, trace: trace, state: &testState{}, saved: &testState{}, dead: map[int]bool{}}
+	for i := range s.arenas {
+		s.arenas[i] = newArena(128 << 20)
+	}
+	s.world = blockdev.NewWorld(rand.New(rand.NewPCG(seed, 5)))
+	defer func() {
+		if r := recover(); r != nil {
+			if bugs == (faults{}) {
+				panic(fmt.Sprintf("seed %d: %v", seed, r))
+			}
+			err = fmt.Errorf("panic: %v", r)
+		}
+		st = s.stats
+		for _, arena := range s.arenas {
+			arena.Close()
+		}
+	}()
+	if trace {
+		s.world.Trace(func(l string) { logf("  %s", l) })
+	}
+	shape := simShapes[s.rng.IntN(len(simShapes))]
+	s.geo = Geometry{Data: shape.data, Parity: shape.parity, ExtentSize: 1 << 20}
+	for range shape.n {
+		s.disks = append(s.disks, blockdev.NewSimDisk(s.world, 41<<20, blockdev.SimOptions{}))
+	}
+	err = Create(context.Background(), CreateOptions{
+		ArrayID: [16]byte{7}, Geometry: s.geo, Keys: testKeys{}, devices: s.devices(), group: simGroup, rand: s.random,
+	})
+	if err != nil {
+		return s.stats, fmt.Errorf("create: %w", err)
+	}
+	s.world.Restart()
+	// Faults stay on a few disks, so that no more than parity are ever hurt. A missing majority needs its own flag.
+	for _, slot := range s.rng.Perm(shape.n)[:s.rng.IntN(shape.parity+1)] {
+		s.suspect = append(s.suspect, slot)
+	}
+	for range 3 + s.rng.IntN(5) {
+		if err := s.life(); err != nil {
+			return s.stats, err
+		}
+	}
+	return s.stats, s.final()
+}
+
+func (s *sim) random(b []byte) {
+	for i := range b {
+		b[i] = byte(s.rng.Uint32())
+	}
+}
+
+func (s *sim) devices() (devs []blockdev.Device) {
+	for _, d := range s.disks {
+		devs = append(devs, d)
+	}
+	return devs
+}
+
+func simGroup(devs []blockdev.Device) (blockdev.Group, error) {
+	return blockdev.NewGroup(devs, blockdev.GroupOptions{})
+}
+
+func (s *sim) say(format string, args ...any) {
+	if s.trace {
+		s.logf(format, args...)
+	}
+}
+
+// life opens the array, uses it, and ends it by a power cut, a kill or a clean stop.
+func (s *sim) life() error {
+	if err := s.openUntilUp(); err != nil {
+		return err
+	}
+	if err := s.verify(); err != nil {
+		return err
+	}
+	if s.rng.IntN(3) > 0 {
+		s.world.CutAfter(1 + s.rng.IntN(120))
+	}
+	for range 5 + s.rng.IntN(60) {
+		if s.world.Off() {
+			break
+		}
+		s.act()
+	}
+	return s.end()
+}
+
+// act does one random thing.
+func (s *sim) act() {
+	switch r := s.rng.IntN(20); {
+	case r < 9:
+		s.put()
+	case r < 11:
+		s.putBulk()
+	case r < 15:
+		s.step()
+	case r < 17:
+		s.settle()
+	case r == 17:
+		s.saved = s.state.clone()
+	case r == 18 && len(s.suspect) > 0:
+		s.fault()
+	default:
+		s.readOne()
+	}
+}
+
+// put queues a record. Sizes repeat, so that attempts at one place look alike.
+func (s *sim) put() {
+	size := []int{64, 64, 700, 4096, 4096, 9000, 120 << 10}[s.rng.IntN(7)]
+	s.enqueue(&simOp{id: uint64(len(s.ops) + 1), size: size})
+}
+
+func (s *sim) enqueue(op *simOp) {
+	body := binary.LittleEndian.AppendUint64(nil, op.id)
+	rec := Record{Essential: true}
+	if op.stripe.Segments > 0 {
+		body = op.stripe.AppendBinary(body)
+	} else {
+		rec.Data = payload(op.id, op.size)
+	}
+	rec.Body = body
+	op.req = &request{rec: rec, done: make(chan struct{}, 1)}
+	s.ops = append(s.ops, op)
+	if err := s.a.log.enqueue(op.req); err != nil {
+		op.req.err = err
+		op.req.done <- struct{}{}
+	}
+}
+
+// putBulk writes a stripe and queues the record that names it.
+func (s *sim) putBulk() {
+	id := uint64(len(s.ops)+1)<<20 | 1
+	n := 1 + s.rng.IntN(s.a.MaxStripeSegments())
+	w, err := s.a.NewStripe(context.Background(), n)
+	if err != nil {
+		return
+	}
+	if s.rng.IntN(4) == 0 {
+		n = 1 + s.rng.IntN(n) // the body ends early
+	}
+	for i := range n {
+		copy(w.Slot(i), payload(id+uint64(i), SegmentSize))
+		if err := w.Sealed(i + 1); err != nil {
+			panic(err)
+		}
+	}
+	st, err := w.Commit(context.Background())
+	if err != nil {
+		return
+	}
+	s.stats.stripes++
+	s.enqueue(&simOp{id: uint64(len(s.ops) + 1), stripe: st})
+}
+
+// step is what the engine's goroutines do: cut a stripe, or let the disks do one operation, and take what is finished.
+func (s *sim) step() {
+	p := s.a.log
+	p.mu.Lock()
+	var cut *packedStripe
+	if p.canCut() && (len(s.flight) == 0 || s.rng.IntN(3) > 0) {
+		cut = p.cut()
+	}
+	p.mu.Unlock()
+	if cut != nil {
+		if err := s.a.encodePacked(cut, p.acked.Load()); err != nil {
+			panic(err)
+		}
+		t, err := s.a.group.(*blockdev.SimGroup).Start(cut.ops)
+		if err != nil {
+			panic(err)
+		}
+		s.stats.stripes++
+		s.flight = append(s.flight, simFlight{cut, t})
+	}
+	for range s.rng.IntN(6) {
+		s.world.Step()
+	}
+	s.reap()
+}
+
+// reap finishes stripes whose writes have ended and counts acknowledgements.
+func (s *sim) reap() {
+	for i := 0; i < len(s.flight); {
+		if f := s.flight[i]; f.t.Done() {
+			s.flight = slices.Delete(s.flight, i, i+1)
+			s.a.log.finish(f.s)
+			i = 0
+			continue
+		}
+		i++
+	}
+	for _, op := range s.ops[s.acked:] {
+		if op.acked {
+			continue
+		}
+		select {
+		case <-op.req.done:
+			if op.req.err == nil {
+				op.acked = true
+			}
+		default:
+		}
+	}
+	for s.acked < len(s.ops) && s.ops[s.acked].acked {
+		s.acked++
+		s.stats.acked++
+	}
+}
+
+// settle lets everything queued reach the disks.
+func (s *sim) settle() {
+	for range 10000 {
+		p := s.a.log
+		p.mu.Lock()
+		idle := p.err != nil || (len(p.queue) == 0 && len(p.inflight) == 0)
+		p.mu.Unlock()
+		if idle && len(s.flight) == 0 || s.world.Off() {
+			return
+		}
+		s.step()
+	}
+	panic("the log does not come to rest")
+}
+
+// fault hurts one of the suspects.
+func (s *sim) fault() {
+	var suspects []*blockdev.SimDisk
+	for _, i := range s.suspect {
+		suspects = append(suspects, s.disks[i])
+	}
+	f := s.world.RandomFault(suspects, s.kinds)
+	s.stats.faults++
+	s.say("fault: %v", f)
+}
+
+// end stops the machine.
+func (s *sim) end() error {
+	cut := s.world.Off()
+	if !cut && s.rng.IntN(3) == 0 {
+		s.settle()
+		if s.world.Off() {
+			cut = true
+		} else if s.rng.IntN(2) == 0 {
+			s.saved = s.state.clone()
+		}
+	}
+	if !cut && s.rng.IntN(2) == 0 {
+		s.world.Cut()
+		cut = true
+	}
+	s.reap()
+	if cut {
+		s.stats.cuts++
+	}
+	s.say("end: cut %v, %d of %d acknowledged", cut, s.acked, len(s.ops))
+	s.drop()
+	s.restart()
+	s.state = s.saved.clone()
+	if s.rng.IntN(6) == 0 {
+		s.state, s.saved = &testState{}, &testState{}
+	}
+	return nil
+}
+
+// drop forgets the open array as a crash does, and takes its memory back.
+func (s *sim) drop() {
+	for _, f := range s.flight {
+		f.s.buf.Release()
+	}
+	s.flight = nil
+	s.a.cancel()
+	s.a.group.Close()
+	for _, arena := range s.arenas {
+		if n, _ := arena.Stats(); n != 0 {
+			panic(fmt.Sprintf("%d bytes of buffers leaked", n))
+		}
+	}
+}
+
+// restart turns the machine on again. Dead disks may come back, with what they held.
+func (s *sim) restart() {
+	s.world.Restart()
+	for _, i := range s.suspect {
+		if s.rng.IntN(2) == 0 {
+			s.disks[i].Revive()
+		}
+	}
+}
+
+// openUntilUp opens the array; the power may fail meanwhile, again and again.
+func (s *sim) openUntilUp() error {
+	for try := 0; ; try++ {
+		if try < 3 && s.rng.IntN(3) == 0 {
+			s.world.CutAfter(1 + s.rng.IntN(40))
+		} else {
+			s.world.CutAfter(0)
+		}
+		s.stats.opens++
+		err := s.open()
+		if err == nil {
+			return nil
+		}
+		if !s.world.Off() {
+			return fmt.Errorf("open: %w", err)
+		}
+		s.say("power cut while opening")
+		s.stats.cuts++
+		s.restart()
+		s.state = s.saved.clone()
+	}
+}
+
+func (s *sim) open() error {
+	var live []blockdev.Device
+	for _, d := range s.disks {
+		live = append(live, d)
+	}
+	set, err := discover(live, nil)
+	if err != nil {
+		return err
+	}
+	s.a, err = set.Open(context.Background(), Options{
+		Keys: testKeys{}, State: s.state, Crypto: crypto(), Degraded: true, ArenaBytes: 256 << 20,
+		group: simGroup, manual: s.step, rand: s.random, faults: s.bugs, arenas: &s.arenas,
+	})
+	return err
+}
+
+// verify compares the log with the model and takes what it shows as the truth from now on.
+func (s *sim) verify() error {
+	s.say("verify: %d entries, %d acknowledged of %d", len(s.state.entries), s.acked, len(s.ops))
+	if len(s.a.losses) > 0 {
+		return fmt.Errorf("loss of acknowledged stripes reported: %+v", s.a.losses)
+	}
+	got := s.state.entries
+	if len(got) < s.acked {
+		return fmt.Errorf("%d records, but %d were acknowledged", len(got), s.acked)
+	}
+	if len(got) > len(s.ops) {
+		return fmt.Errorf("%d records of %d ever written", len(got), len(s.ops))
+	}
+	last := uint64(0)
+	for i, e := range got {
+		if id := binary.LittleEndian.Uint64([]byte(e.body)); id != s.ops[i].id {
+			return fmt.Errorf("record %d is %d, want %d", i, id, s.ops[i].id)
+		}
+		if e.seq <= last {
+			return fmt.Errorf("record %d: sequence number %x behind %x", i, e.seq, last)
+		}
+		last = e.seq
+	}
+	// What is visible now must stay; what is not must never appear.
+	s.ops = s.ops[:len(got)]
+	for _, op := range s.ops {
+		op.acked = true
+	}
+	s.acked = len(s.ops)
+	for i := range got {
+		if s.rng.IntN(1+len(got)/20) == 0 {
+			if err := s.readBack(i); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// readBack checks the bytes of a visible record.
+func (s *sim) readBack(i int) error {
+	e := s.state.entries[i]
+	id := s.ops[i].id
+	if len(e.body) == 8 {
+		p, err := readLoc(s.a, e.data, id)
+		if err != nil {
+			return fmt.Errorf("read record %d: %w", id, err)
+		}
+		if !bytes.Equal(p, payload(id, len(p))) {
+			return fmt.Errorf("record %d: wrong bytes", id)
+		}
+		return nil
+	}
+	st, _, err := DecodeStripe([]byte(e.body[8:]))
+	if err != nil {
+		return err
+	}
+	first := s.rng.IntN(int(st.Segments))
+	segs, err := readSegments(s.a, st, first, 1+s.rng.IntN(int(st.Segments)-first), id<<20|1)
+	if err != nil {
+		return fmt.Errorf("read stripe of record %d: %w", id, err)
+	}
+	base := id<<20 | 1
+	for j, p := range segs {
+		if !bytes.Equal(p, payload(base+uint64(first+j), SegmentSize)) {
+			return fmt.Errorf("record %d segment %d: wrong bytes", id, first+j)
+		}
+	}
+	return nil
+}
+
+// readOne reads something visible while the array runs.
+func (s *sim) readOne() {
+	if n := len(s.state.entries); n > 0 && !s.world.Off() {
+		i := s.rng.IntN(n)
+		if err := s.readBack(i); err != nil && !s.world.Off() && !errors.Is(err, ErrReadOnly) {
+			panic(fmt.Sprintf("read while running: %v", err))
+		}
+	}
+}
+
+// final opens with every suspect gone and reads everything.
+func (s *sim) final() error {
+	defer func() {
+		if s.a != nil {
+			s.drop()
+		}
+	}()
+	s.world.CutAfter(0)
+	for _, i := range s.suspect {
+		s.disks[i].Kill()
+	}
+	s.state = &testState{}
+	if err := s.open(); err != nil {
+		return fmt.Errorf("final open: %w", err)
+	}
+	if err := s.verify(); err != nil {
+		return fmt.Errorf("final: %w", err)
+	}
+	for i := range s.state.entries {
+		if err := s.readBack(i); err != nil {
+			return fmt.Errorf("final: %w", err)
+		}
+	}
+	return nil
+}
