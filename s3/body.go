@@ -62,7 +62,8 @@ func (b *wire) Read(p []byte) (int, error) {
 // openBody prepares the body. It reads no byte, so that a client which waits for 100 Continue can still be refused.
 func (s *Server) openBody(c *call) error {
 	raw := &wire{ReadCloser: c.r.Body, w: c.w, idle: s.opt.IdleTimeout}
-	c.r.Body = raw
+	r := *c.r // net/http looks at the type of its own request's Body to decide whether to ask for an unread one
+	r.Body = raw
 	how := c.auth
 	if how == nil {
 		how = &sigv4.Result{Payload: sigv4.PayloadUnsigned}
@@ -70,7 +71,7 @@ func (s *Server) openBody(c *call) error {
 			how.Payload = sigv4.PayloadStreamUnsignedTrailer
 		}
 	}
-	b, err := chunked.Open(c.r, how)
+	b, err := chunked.Open(&r, how)
 	if err != nil {
 		return err
 	}

@@ -2,11 +2,10 @@ package s3
 
 import (
 	"errors"
-	"hash"
-	"io"
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 
 	"coffer/object"
 )
@@ -74,77 +73,44 @@ func (s *Server) uploadPart(c *call) error {
 	if err != nil {
 		return err
 	}
-	opt := object.PartOptions{Size: u.size, SSE: sse, NeedMD5: u.claim.md5 != nil, Check: u.check}
-	var src io.Reader = c.body
 	if u.claim.alg != nil {
-		if src, err = s.partChecksum(c, id, u, &opt); err != nil {
+		if err := s.checkPartAlgorithm(c, id, u.claim.alg); err != nil {
 			return err
 		}
 	}
-	p, err := s.opt.Store.PutPart(c.ctx, c.bucket, c.key, id, number, src, opt)
+	p, err := s.opt.Store.PutPart(c.ctx, c.bucket, c.key, id, number, c.body, object.PartOptions{
+		Size: u.size, SSE: sse, Checksum: u.claim.algo(), NeedMD5: u.claim.md5 != nil, Check: u.check,
+	})
 	if err != nil {
 		return err
 	}
 	out := c.w.Header()
 	set(out, "ETag", quoteETag(p.ETag))
-	if alg := algorithmOf(p.Checksum.Algo); alg != nil {
-		set(out, alg.header, checksumText(p.Checksum, 0))
+	sum := p.Checksum
+	if u.claim.alg != nil { // another than the stored one, for an upload that named none
+		sum = object.Checksum{Algo: u.claim.alg.algo, Sum: u.claim.sum}
+	}
+	if alg := algorithmOf(sum.Algo); alg != nil {
+		set(out, alg.header, checksumText(sum, 0))
 	}
 	setSSE(out, sse)
 	return c.empty(http.StatusOK)
 }
 
-// partChecksum decides how the claim of a part is verified. A part must use the algorithm of its upload, if that named one. Parts
-// of an upload that named none may claim any, as SDKs with default checksums do; the store then keeps its own algorithm and the
-// claim is verified here.
-func (s *Server) partChecksum(c *call, id string, u *upload, opt *object.PartOptions) (io.Reader, error) {
+// checkPartAlgorithm compares the algorithm that a part claims with that of its upload, as AWS does. Parts of an upload that
+// named none may claim any, as SDKs with default checksums do; the claim is verified and the upload's default kept.
+func (s *Server) checkPartAlgorithm(c *call, id string, got *algorithm) error {
 	page, err := s.opt.Store.ListParts(c.ctx, c.bucket, c.key, id, object.MaxParts, 1)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	want, got := page.Upload.Checksum, u.claim.algo()
-	switch want {
-	case got:
-		opt.Checksum = got
-		return c.body, nil
-	case object.AlgoNone, object.AlgoCRC64NVME:
+	switch want := page.Upload.Checksum; want {
+	case object.AlgoNone, object.AlgoCRC64NVME, got.algo:
+		return nil
 	default:
-		return nil, errInvalidRequest.say("Checksum Type mismatch occurred, expected checksum Type: %s, actual checksum Type: %s", typeName(want), typeName(got))
+		return errInvalidRequest.say("Checksum Type mismatch occurred, expected checksum Type: %s, actual checksum Type: %s",
+			strings.ToLower(algoName(want)), strings.ToLower(got.name))
 	}
-	hr := &hashReader{r: c.body, h: u.claim.alg.new()}
-	claim := u.claim
-	u.claim.alg, u.claim.trailer = nil, false
-	check := opt.Check
-	opt.Check = func(sums object.Sums) error {
-		if err := check(sums); err != nil {
-			return err
-		}
-		if err := claim.fill(c.body.Trailer()); err != nil {
-			return err
-		}
-		claim.md5 = nil
-		return claim.check(object.Sums{Checksum: object.Checksum{Algo: got, Sum: hr.h.Sum(nil)}})
-	}
-	return hr, nil
-}
-
-// typeName is how AWS's text of a mismatch spells an algorithm.
-func typeName(a object.Algo) string {
-	if alg := algorithmOf(a); alg != nil {
-		return alg.header[len(checksumPrefix):]
-	}
-	return "null"
-}
-
-type hashReader struct {
-	r io.Reader
-	h hash.Hash
-}
-
-func (r *hashReader) Read(p []byte) (int, error) {
-	n, err := r.r.Read(p)
-	r.h.Write(p[:n])
-	return n, err
 }
 
 func (s *Server) uploadPartCopy(c *call) error {

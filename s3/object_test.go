@@ -1,0 +1,352 @@
+package s3
+
+import (
+	"bytes"
+	"crypto/md5"
+	"encoding/base64"
+	"encoding/hex"
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"coffer/object"
+)
+
+const helloMD5 = "5d41402abc4b2a76b9719d911017c592" // of "hello"
+
+func TestPutGetHead(t *testing.T) {
+	e := newEnv(t)
+	a := e.ok("PUT", "/bkt/dir/k%20ey", hdr("Content-Type", "text/plain", "Cache-Control", "no-cache", "Content-Encoding", "aws-chunked,gzip",
+		"x-amz-meta-Mtime", "12.5", "x-amz-meta-u", "\xc3\xbc", "x-amz-tagging", "a=b&c=d", "x-amz-storage-class", "STANDARD_IA", "x-amz-website-redirect-location", "/x"), "hello")
+	a.header("ETag", `"`+helloMD5+`"`, "x-amz-server-side-encryption", "AES256", "x-amz-checksum-crc64nvme", checksumOf("CRC64NVME", "hello"), "x-amz-checksum-type", "FULL_OBJECT")
+	if a.body != "" {
+		t.Errorf("body %q", a.body)
+	}
+	for _, method := range []string{"GET", "HEAD"} {
+		a := e.ok(method, "/bkt/dir/k%20ey", nil, "")
+		a.header("ETag", `"`+helloMD5+`"`, "Content-Type", "text/plain", "Content-Length", "5", "Cache-Control", "no-cache", "Content-Encoding", "gzip",
+			"x-amz-meta-mtime", "12.5", "x-amz-meta-u", "\xc3\xbc", "x-amz-tagging-count", "2", "x-amz-storage-class", "STANDARD_IA", "Accept-Ranges", "bytes",
+			"Last-Modified", "Sun, 01 Mar 2026 12:30:45 GMT", "x-amz-server-side-encryption", "AES256", "x-amz-checksum-crc64nvme", "", "x-amz-website-redirect-location", "/x")
+		if want := map[string]string{"GET": "hello"}[method]; a.body != want {
+			t.Errorf("%s: %q", method, a.body)
+		}
+		e.ok(method, "/bkt/dir/k%20ey", hdr("x-amz-checksum-mode", "ENABLED"), "").header("x-amz-checksum-crc64nvme", checksumOf("CRC64NVME", "hello"), "x-amz-checksum-type", "FULL_OBJECT")
+	}
+	e.ok("PUT", "/bkt/empty", nil, "").header("ETag", `"d41d8cd98f00b204e9800998ecf8427e"`)
+	e.ok("GET", "/bkt/empty", nil, "").header("Content-Length", "0", "Content-Type", "binary/octet-stream")
+	e.ok("DELETE", "/bkt/empty", nil, "")
+	e.ok("DELETE", "/bkt/empty", nil, "")
+	e.refused("GET", "/bkt/empty", nil, "", "404 NoSuchKey")
+	e.refused("GET", "/none/empty", nil, "", "404 NoSuchBucket")
+	e.refused("PUT", "/none/empty", nil, "x", "404 NoSuchBucket")
+	e.refused("HEAD", "/bkt/empty", nil, "", "404")
+}
+
+func TestKeysSurvive(t *testing.T) {
+	e := newEnv(t)
+	keys := []string{"/", "//", "a//b", "../x", "./.", "a%2Fb", "a+b c", "ü/€", "\x01\x7f", "a?b#c", "\U0001F512", "x\r\ny", `"'<>&`, strings.Repeat("k", 1024)}
+	for _, k := range keys {
+		p := awsPath("/bkt/" + k)
+		e.ok("PUT", p, nil, k)
+		if a := e.ok("GET", p, nil, ""); a.body != k {
+			t.Errorf("%q: %q", k, a.body)
+		}
+	}
+	var doc struct{ Contents []struct{ Key string } }
+	e.ok("GET", "/bkt?list-type=2&encoding-type=url", nil, "").decode(&doc)
+	if len(doc.Contents) != len(keys) {
+		t.Errorf("%d keys listed, want %d", len(doc.Contents), len(keys))
+	}
+	a := e.ok("GET", "/bkt?list-type=2&prefix=%01", nil, "")
+	if !strings.Contains(a.body, "<Key>&#x1;\x7f</Key>") {
+		t.Errorf("key without encoding-type: %s", a.body)
+	}
+}
+
+func TestRanges(t *testing.T) {
+	e := newEnv(t)
+	e.ok("PUT", "/bkt/k", nil, "0123456789")
+	e.ok("PUT", "/bkt/empty", nil, "")
+	for _, tc := range []struct{ rng, body, content string }{
+		{"bytes=0-3", "0123", "bytes 0-3/10"}, {"bytes=8-", "89", "bytes 8-9/10"}, {"bytes=-3", "789", "bytes 7-9/10"}, {"bytes=-30", "0123456789", "bytes 0-9/10"},
+		{"bytes=5-500", "56789", "bytes 5-9/10"}, {"bytes=0-9", "0123456789", "bytes 0-9/10"},
+	} {
+		for _, method := range []string{"GET", "HEAD"} {
+			a := e.ok(method, "/bkt/k", hdr("Range", tc.rng, "x-amz-checksum-mode", "ENABLED"), "")
+			a.mustBe("206")
+			a.header("Content-Range", tc.content, "Content-Length", fmt.Sprint(len(tc.body)))
+			if method == "GET" && a.body != tc.body {
+				t.Errorf("%s: %q", tc.rng, a.body)
+			}
+			if sum := a.Header.Get("x-amz-checksum-crc64nvme"); (sum != "") != (len(tc.body) == 10) {
+				t.Errorf("%s: checksum %q", tc.rng, sum)
+			}
+		}
+	}
+	for _, rng := range []string{"bytes=0-1,3-4", "items=0-1", "bytes=5-3", "bytes=x"} {
+		a := e.ok("GET", "/bkt/k", hdr("Range", rng), "")
+		if a.mustBe("200"); a.body != "0123456789" {
+			t.Errorf("%s: %q", rng, a.body)
+		}
+	}
+	a := e.refused("GET", "/bkt/k", hdr("Range", "bytes=10-"), "", "416 InvalidRange")
+	a.header("Content-Range", "bytes */10")
+	golden(t, "error-range", a.body)
+	e.refused("HEAD", "/bkt/k", hdr("Range", "bytes=10-"), "", "416")
+	e.refused("GET", "/bkt/k", hdr("Range", "bytes=-0"), "", "416 InvalidRange")
+	e.refused("GET", "/bkt/empty", hdr("Range", "bytes=0-"), "", "416 InvalidRange")
+	// Preconditions are decided before the range (RFC 9110 section 13.2.2).
+	e.do("GET", "/bkt/k", hdr("Range", "bytes=10-", "If-None-Match", "*"), "").mustBe("304")
+	etag := e.ok("HEAD", "/bkt/k", nil, "").Header.Get("ETag")
+	e.do("GET", "/bkt/k", hdr("Range", "bytes=0-1", "If-Range", etag), "").mustBe("206")
+	e.do("GET", "/bkt/k", hdr("Range", "bytes=0-1", "If-Range", `"other"`), "").mustBe("200")
+	e.do("GET", "/bkt/k", hdr("Range", "bytes=0-1", "If-Range", testTime.Format(http.TimeFormat)), "").mustBe("206")
+	e.do("HEAD", "/bkt/k", hdr("Range", "bytes=0-1", "If-Range", testTime.Add(time.Hour).Format(http.TimeFormat)), "").mustBe("200")
+
+	e.do("GET", "/bkt/k?partNumber=1", nil, "").mustBe("206")
+	e.do("GET", "/bkt/empty?partNumber=1", nil, "").mustBe("200")
+	golden(t, "error-part", e.refused("GET", "/bkt/k?partNumber=2", nil, "", "416 InvalidPartNumber").body)
+	e.refused("HEAD", "/bkt/k?partNumber=2", nil, "", "416")
+	e.refused("GET", "/bkt/k?partNumber=0", nil, "", "400 InvalidArgument")
+	e.refused("GET", "/bkt/k?partNumber=1", hdr("Range", "bytes=0-1"), "", "400 InvalidRequest")
+}
+
+func TestReadConditions(t *testing.T) {
+	e := newEnv(t)
+	e.ok("PUT", "/bkt/k", hdr("Cache-Control", "max-age=1"), "hello")
+	etag := `"` + helloMD5 + `"`
+	for _, method := range []string{"GET", "HEAD"} {
+		a := e.do(method, "/bkt/k", hdr("If-None-Match", etag), "")
+		a.mustBe("304")
+		a.header("ETag", etag, "Last-Modified", testTime.Format(http.TimeFormat), "Cache-Control", "max-age=1", "Content-Type", "")
+		e.do(method, "/bkt/k", hdr("If-Match", etag), "").mustBe("200")
+	}
+	e.refused("HEAD", "/bkt/k", hdr("If-Match", "x"), "", "412")
+	golden(t, "error-condition", e.refused("GET", "/bkt/k", hdr("If-Match", "x"), "", "412 PreconditionFailed").body)
+}
+
+func TestResponseOverrides(t *testing.T) {
+	e := newEnv(t)
+	e.ok("PUT", "/bkt/k", hdr("Content-Type", "text/plain"), "x")
+	e.ok("GET", "/bkt/k?response-content-type=a%2Fb&response-content-disposition=attachment&response-expires=never&response-cache-control=no&response-content-language=de&response-content-encoding=br", nil, "").
+		header("Content-Type", "a/b", "Content-Disposition", "attachment", "Expires", "never", "Cache-Control", "no", "Content-Language", "de", "Content-Encoding", "br")
+	e.refused("GET", "/bkt/k?response-content-type=a%0d%0ax:y", nil, "", "400 InvalidArgument")
+
+	open := newEnv(t, func(o *Options) { o.Authorizer = allowAll{} })
+	open.ok("PUT", "/bkt/k", nil, "x")
+	open.send(open.unsigned("GET", "/bkt/k", nil, nil)).mustBe("200")
+	open.send(open.unsigned("GET", "/bkt/k?response-content-type=a", nil, nil)).mustBe("400 InvalidRequest")
+}
+
+func TestWriteConditions(t *testing.T) {
+	e := newEnv(t)
+	e.ok("PUT", "/bkt/k", hdr("If-None-Match", "*"), "hello")
+	golden(t, "error-exists", e.refused("PUT", "/bkt/k", hdr("If-None-Match", "*"), "other", "412 PreconditionFailed").body)
+	e.refused("PUT", "/bkt/k", hdr("If-None-Match", `"x"`), "other", "501 NotImplemented")
+	e.refused("PUT", "/bkt/k", hdr("If-Match", `"x"`), "other", "412 PreconditionFailed")
+	e.refused("PUT", "/bkt/none", hdr("If-Match", `"x"`), "other", "404 NoSuchKey")
+	e.refused("PUT", "/bkt/k", hdr("If-Unmodified-Since", testTime.Format(http.TimeFormat)), "other", "501 NotImplemented")
+	if a := e.ok("GET", "/bkt/k", nil, ""); a.body != "hello" {
+		t.Errorf("a refused write changed the object: %q", a.body)
+	}
+	e.ok("PUT", "/bkt/k", hdr("If-Match", `"`+helloMD5+`"`), "other")
+	e.refused("DELETE", "/bkt/k", hdr("If-Match", `"x"`), "", "412 PreconditionFailed")
+	e.refused("DELETE", "/bkt/k", hdr("x-amz-if-match-size", "1"), "", "501 NotImplemented")
+	e.ok("DELETE", "/bkt/k", hdr("If-Match", "*"), "")
+}
+
+func TestDigests(t *testing.T) {
+	e := newEnv(t)
+	sum := md5.Sum([]byte("hello"))
+	good := base64.StdEncoding.EncodeToString(sum[:])
+	e.ok("PUT", "/bkt/k", hdr("Content-MD5", good), "hello")
+	e.refused("PUT", "/bkt/bad", hdr("Content-MD5", good), "hellO", "400 BadDigest")
+	e.refused("PUT", "/bkt/bad", hdr("Content-MD5", "x"), "hello", "400 InvalidDigest")
+	for _, alg := range algorithms {
+		sum := checksumOf(alg.name, "hello")
+		e.ok("PUT", "/bkt/k", hdr(alg.header, sum, "x-amz-sdk-checksum-algorithm", alg.name), "hello").header(alg.header, sum, "x-amz-checksum-type", "FULL_OBJECT")
+		e.ok("GET", "/bkt/k", hdr("x-amz-checksum-mode", "enabled"), "").header(alg.header, sum)
+		e.refused("PUT", "/bkt/bad", hdr(alg.header, sum), "hellO", "400 BadDigest")
+	}
+	sha := sums([]byte("hello"), object.AlgoSHA256).Checksum.Sum
+	e.ok("PUT", "/bkt/k", hdr("x-amz-content-sha256", hex.EncodeToString(sha)), "hello")
+	e.refused("PUT", "/bkt/bad", hdr("x-amz-content-sha256", hex.EncodeToString(sha)), "hellO", "400 XAmzContentSHA256Mismatch")
+	e.refused("PUT", "/bkt/bad", hdr("x-amz-content-sha256", hex.EncodeToString(sha)), "", "400 XAmzContentSHA256Mismatch")
+	e.refused("GET", "/bkt/bad", nil, "", "404 NoSuchKey")
+}
+
+// chunked frames a body as STREAMING-UNSIGNED-PAYLOAD-TRAILER does.
+func chunkedBody(body, trailer string) (http.Header, string) {
+	h := hdr("x-amz-content-sha256", "STREAMING-UNSIGNED-PAYLOAD-TRAILER", "Content-Encoding", "aws-chunked", "x-amz-decoded-content-length", fmt.Sprint(len(body)))
+	var b strings.Builder
+	for rest := body; len(rest) > 0; {
+		n := min(len(rest), 8192)
+		fmt.Fprintf(&b, "%x\r\n%s\r\n", n, rest[:n])
+		rest = rest[n:]
+	}
+	b.WriteString("0\r\n")
+	if trailer != "" {
+		name, _, _ := strings.Cut(trailer, ":")
+		h.Set("x-amz-trailer", name)
+		b.WriteString(trailer + "\r\n")
+	}
+	b.WriteString("\r\n")
+	return h, b.String()
+}
+
+func TestTrailers(t *testing.T) {
+	e := newEnv(t)
+	data := strings.Repeat("0123456789abcdef", 2000)
+	for _, body := range []string{"", "hello", data} {
+		for _, alg := range algorithms {
+			h, framed := chunkedBody(body, alg.header+":"+checksumOf(alg.name, body))
+			e.ok("PUT", "/bkt/k", h, framed).header(alg.header, checksumOf(alg.name, body))
+			a := e.ok("GET", "/bkt/k", nil, "")
+			a.header("Content-Encoding", "", "Content-Length", fmt.Sprint(len(body)))
+			if a.body != body {
+				t.Errorf("%s: %d bytes", alg.name, len(a.body))
+			}
+		}
+	}
+	refused := func(code string, change func(http.Header, string) string) {
+		t.Helper()
+		h, framed := chunkedBody(data, "x-amz-checksum-crc32:"+checksumOf("CRC32", data))
+		framed = change(h, framed)
+		e.refused("PUT", "/bkt/bad", h, framed, code)
+		e.refused("HEAD", "/bkt/bad", nil, "", "404")
+	}
+	refused("400 BadDigest", func(_ http.Header, s string) string { return strings.Replace(s, "0123", "0124", 1) })
+	refused("400 InvalidRequest", func(_ http.Header, s string) string { return strings.Replace(s, checksumOf("CRC32", data), "AAAA", 1) })
+	refused("400 MalformedTrailerError", func(_ http.Header, s string) string {
+		return strings.Replace(s, "x-amz-checksum-crc32:"+checksumOf("CRC32", data)+"\r\n", "", 1)
+	})
+	refused("400 IncompleteBody", func(_ http.Header, s string) string { return s[:len(s)/2] })
+	refused("400 IncompleteBody", func(h http.Header, s string) string {
+		h.Set("x-amz-decoded-content-length", fmt.Sprint(len(data)+1))
+		return s
+	})
+	refused("411 MissingContentLength", func(h http.Header, s string) string {
+		h.Del("x-amz-decoded-content-length")
+		return s
+	})
+}
+
+func TestSizes(t *testing.T) {
+	e := newEnv(t)
+	r := e.request("PUT", "/bkt/k", nil, struct{ *strings.Reader }{strings.NewReader("hello")})
+	r.ContentLength = -1 // Transfer-Encoding: chunked
+	e.send(r).mustBe("411 MissingContentLength")
+
+	h, _ := chunkedBody("x", "")
+	h.Set("x-amz-decoded-content-length", fmt.Sprint(object.MaxPutSize+1))
+	golden(t, "error-large", e.refused("PUT", "/bkt/k", h, "x", "400 EntityTooLarge").body)
+	e.refused("PUT", "/bkt/k?uploadId=x&partNumber=1", h, "x", "400 EntityTooLarge")
+	golden(t, "error-key", e.refused("PUT", "/bkt/"+strings.Repeat("k", 1025), nil, "x", "400 KeyTooLongError").body)
+	golden(t, "error-meta", e.refused("PUT", "/bkt/k", hdr("x-amz-meta-a", strings.Repeat("x", 3000)), "x", "400 MetadataTooLarge").body)
+}
+
+func TestHeadersRefused(t *testing.T) {
+	e := newEnv(t)
+	for _, tc := range []struct{ name, value, code string }{
+		{"x-amz-acl", "public-read", "400 AccessControlListNotSupported"},
+		{"x-amz-grant-read", "id=1", "400 AccessControlListNotSupported"},
+		{"x-amz-storage-class", "FAST", "400 InvalidStorageClass"},
+		{"x-amz-tagging", "a=1&a=2", "400 InvalidArgument"},
+		{"x-amz-object-lock-mode", "GOVERNANCE", "400 InvalidRequest"},
+		{"x-amz-server-side-encryption", "aws:kms", "501 NotImplemented"},
+		{"x-amz-write-offset-bytes", "5", "501 NotImplemented"},
+		{"x-amz-expected-bucket-owner", "123456789012", "403 AccessDenied"},
+	} {
+		e.refused("PUT", "/bkt/k", hdr(tc.name, tc.value), "x", tc.code)
+	}
+	e.ok("PUT", "/bkt/k", hdr("x-amz-acl", "bucket-owner-full-control", "x-amz-expected-bucket-owner", ownerOf(testKey).ID), "x")
+	e.refused("PUT", "/bkt/k?versionId=null", nil, "x", "400 InvalidArgument")
+	e.refused("GET", "/bkt/k?versionId=", nil, "", "400 InvalidArgument")
+	e.refused("GET", "/bkt/k?versionId=abc", nil, "", "404 NoSuchVersion")
+	e.ok("GET", "/bkt/k?versionId=null", nil, "")
+	e.refused("GET", "/bkt/k", hdr("x-amz-server-side-encryption", "AES256"), "", "400 InvalidArgument")
+	e.refused("PUT", "/bkt/k?acl", hdr("x-amz-acl", "private"), "", "501 NotImplemented")
+	if a := e.ok("GET", "/bkt/k", nil, ""); a.body != "x" {
+		t.Errorf("PUT ?acl changed the object to %q", a.body)
+	}
+}
+
+func TestCustomerKeys(t *testing.T) {
+	e := newEnv(t)
+	right := sseHeaders(headerTargetCustomer, bytes.Repeat([]byte("r"), 32))
+	wrong := sseHeaders(headerTargetCustomer, bytes.Repeat([]byte("w"), 32))
+	a := e.ok("PUT", "/bkt/k", hdr(right...), "secret")
+	a.header("x-amz-server-side-encryption-customer-algorithm", "AES256", "x-amz-server-side-encryption-customer-key-MD5", right[5], "x-amz-server-side-encryption", "", "x-amz-server-side-encryption-customer-key", "")
+	e.ok("PUT", "/bkt/plain", nil, "x")
+	for _, method := range []string{"GET", "HEAD"} {
+		e.ok(method, "/bkt/k", hdr(right...), "").header("x-amz-server-side-encryption-customer-algorithm", "AES256", "x-amz-server-side-encryption-customer-key-MD5", right[5])
+		for _, tc := range []struct {
+			path         string
+			h            []string
+			status, code string
+		}{
+			{"/bkt/k", nil, "400", " InvalidRequest"},
+			{"/bkt/k", wrong, "403", " AccessDenied"},
+			{"/bkt/plain", right, "400", " InvalidRequest"},
+		} {
+			if method == "HEAD" {
+				tc.code = ""
+			}
+			e.refused(method, tc.path, hdr(tc.h...), "", tc.status+tc.code)
+		}
+	}
+	source := sseHeaders(headerCopyCustomer, bytes.Repeat([]byte("r"), 32))
+	from := []string{"x-amz-copy-source", "/bkt/k"}
+	e.refused("PUT", "/bkt/c", hdr(from...), "", "400 InvalidRequest")
+	e.refused("PUT", "/bkt/c", hdr(append(sseHeaders(headerCopyCustomer, bytes.Repeat([]byte("w"), 32)), from...)...), "", "403 AccessDenied")
+	e.ok("PUT", "/bkt/c", hdr(append(source, from...)...), "").header("x-amz-server-side-encryption", "AES256")
+	e.ok("GET", "/bkt/c", nil, "")
+	e.ok("PUT", "/bkt/k", hdr(append(append(source, wrong...), from...)...), "") // a new key for the same object
+	e.ok("GET", "/bkt/k", hdr(wrong...), "")
+	e.ok("GET", "/bkt/k?acl", nil, "")
+
+	newEnv(t, func(o *Options) { o.Store, o.WrongCustomerKeyStatus = e.store, 400 }).refused("GET", "/bkt/k", hdr(right...), "", "400 InvalidArgument")
+	plain := newPlainEnv(t)
+	plain.refused("PUT", "/bkt/k", hdr(right...), "secret", "400 InvalidRequest")
+	plain.refused("GET", "/bkt/k", hdr(right...), "", "400 InvalidRequest")
+}
+
+func TestCopy(t *testing.T) {
+	e := newEnv(t)
+	e.ok("PUT", "/bkt/src%2Bé", hdr("Content-Type", "text/plain", "x-amz-meta-a", "1", "x-amz-tagging", "t=1", "x-amz-storage-class", "STANDARD_IA"), "hello")
+	src := "bkt/src%2B%C3%A9"
+	golden(t, "copy", e.ok("PUT", "/bkt/c", hdr("x-amz-copy-source", src), "").body)
+	e.ok("GET", "/bkt/c", nil, "").header("Content-Type", "text/plain", "x-amz-meta-a", "1", "x-amz-tagging-count", "1", "x-amz-storage-class", "")
+	e.ok("PUT", "/bkt/c", hdr("x-amz-copy-source", src, "x-amz-metadata-directive", "REPLACE", "x-amz-meta-b", "2", "Content-Type", "a/b", "x-amz-tagging-directive", "REPLACE", "x-amz-checksum-algorithm", "SHA1"), "")
+	e.ok("GET", "/bkt/c", hdr("x-amz-checksum-mode", "ENABLED"), "").header("Content-Type", "a/b", "x-amz-meta-a", "", "x-amz-meta-b", "2", "x-amz-tagging-count", "", "x-amz-checksum-sha1", checksumOf("SHA1", "hello"))
+
+	for _, tc := range []struct {
+		code string
+		h    []string
+	}{
+		{"400 InvalidRequest", []string{"x-amz-copy-source", "bkt/c"}},
+		{"400 InvalidArgument", []string{"x-amz-copy-source", src, "x-amz-metadata-directive", "MOVE"}},
+		{"400 InvalidArgument", []string{"x-amz-copy-source", "bkt"}},
+		{"404 NoSuchKey", []string{"x-amz-copy-source", "bkt/none"}},
+		{"404 NoSuchBucket", []string{"x-amz-copy-source", "none/k"}},
+		{"404 NoSuchVersion", []string{"x-amz-copy-source", src + "?versionId=3"}},
+		{"412 PreconditionFailed", []string{"x-amz-copy-source", src, "x-amz-copy-source-if-match", "x"}},
+		{"412 PreconditionFailed", []string{"x-amz-copy-source", src, "x-amz-copy-source-if-none-match", helloMD5}},
+		{"412 PreconditionFailed", []string{"x-amz-copy-source", src, "If-None-Match", "*"}},
+		{"403 AccessDenied", []string{"x-amz-copy-source", src, "x-amz-source-expected-bucket-owner", "1"}},
+	} {
+		e.refused("PUT", "/bkt/c", hdr(tc.h...), "", tc.code)
+	}
+	e.ok("PUT", "/bkt/c", hdr("x-amz-copy-source", "bkt/c", "x-amz-metadata-directive", "REPLACE"), "")
+	e.ok("PUT", "/bkt/c", hdr("x-amz-copy-source", "/bkt/c?versionId=null", "x-amz-storage-class", "GLACIER_IR"), "")
+	golden(t, "error-copy-source", e.refused("PUT", "/bkt/c", hdr("x-amz-copy-source", "bkt/none"), "", "404 NoSuchKey").body)
+}
+
+func TestTagging(t *testing.T) {
+	e := newEnv(t)
+	e.ok("PUT", "/bkt/k", hdr("x-amz-tagging", "b=2%26&a=1"), "x")
+	golden(t, "tagging", e.ok("GET", "/bkt/k?tagging", nil, "").body)
+	e.refused("PUT", "/bkt/k?tagging", nil, "<Tagging/>", "501 NotImplemented")
+}
