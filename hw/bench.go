@@ -16,7 +16,7 @@ const (
 	clearWin     = 1.05 // how much faster than the default a path must be to displace it: less is noise
 	defaultSlice = time.Millisecond
 	benchRounds  = 9                      // slices per path and size
-	benchBudget  = 800 * time.Millisecond // no round starts later than this; a busy machine gets fewer rounds
+	benchBudget  = 700 * time.Millisecond // no round starts later than this; a busy machine gets fewer rounds
 
 	benchData, benchParity = 4, 2 // shape of the Reed-Solomon benchmark
 	shardStagger           = 320  // equal shard addresses modulo 4096 would contend for the same cache sets
@@ -128,7 +128,7 @@ func fastest(working []*candidate) *candidate {
 	return best
 }
 
-func benchAEAD(keySize int) func(*path, *benchBuffers, int) (*workload, error) {
+func benchAEAD(keySize int) benchFunc {
 	return func(p *path, b *benchBuffers, size int) (*workload, error) {
 		a, err := p.newAEAD(pattern(keySize, 0))
 		if err != nil {

@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"hash"
 	"log/slog"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -163,7 +164,7 @@ func (e *Engine) choose(pin map[Primitive]string, sp []spec) error {
 func (e *Engine) pick(p Primitive, pin map[Primitive]string) (*candidate, error) {
 	name, pinned := pin[p]
 	var working []*candidate
-	var causes []error
+	var causes []string
 	for _, c := range e.candidates {
 		switch {
 		case c.primitive != p:
@@ -175,14 +176,14 @@ func (e *Engine) pick(p Primitive, pin map[Primitive]string) (*candidate, error)
 		case c.usable():
 			working = append(working, c)
 		default:
-			causes = append(causes, fmt.Errorf("%s: %s", c.name, c.selfTest()))
+			causes = append(causes, c.name+": "+c.selfTest())
 		}
 	}
 	switch {
 	case pinned:
 		return nil, fmt.Errorf("pinned path %s: no such path", name)
 	case len(working) == 0:
-		return nil, fmt.Errorf("%w: %w", ErrNoPath, errors.Join(causes...))
+		return nil, fmt.Errorf("%w (%s)", ErrNoPath, strings.Join(causes, "; "))
 	}
 	return fastest(working), nil
 }

@@ -13,6 +13,7 @@ import (
 	"hash/crc64"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -35,6 +36,12 @@ func unbenched(t testing.TB) *Engine {
 // probeWith probes the registry as changed by edit.
 func probeWith(opt Options, edit func(paths []path) []path) (*Engine, error) {
 	return probe(opt, &cpuid.CPU, specs(), edit(registry(&cpuid.CPU)))
+}
+
+// probeOne probes the given paths of one primitive as if there were no others.
+func probeOne(opt Options, p Primitive, paths []path) (*Engine, error) {
+	one := slices.DeleteFunc(specs(), func(s spec) bool { return s.primitive != p })
+	return probe(opt, &cpuid.CPU, one, paths)
 }
 
 func find(r Report, p Primitive, name string) PathReport {
@@ -151,8 +158,10 @@ func TestBrokenPathIsDisabled(t *testing.T) {
 		broken path
 		want   string
 	}{
-		{"wrong late in a long message", path{primitive: AES256GCM, newAEAD: aead(func(a cipher.AEAD) cipher.AEAD { return brokenAEAD{a} })}, "fail: message of 4097 bytes: open: wrong answer\ncipher: message authentication failed"},
-		{"opens forgeries", path{primitive: AES256GCM, newAEAD: aead(func(a cipher.AEAD) cipher.AEAD { return openAll{a} })}, "fail: vector 0: byte 0 altered: forgery accepted"},
+		{"wrong late in a long message", path{primitive: AES256GCM, newAEAD: aead(func(a cipher.AEAD) cipher.AEAD { return brokenAEAD{a} })},
+			"fail: message of 4097 bytes: open: wrong answer"},
+		{"opens forgeries", path{primitive: AES256GCM, newAEAD: aead(func(a cipher.AEAD) cipher.AEAD { return openAll{a} })},
+			"fail: vector 0: byte 0 altered: forgery accepted"},
 		{"other algorithm", path{primitive: ChaCha20Poly1305, newAEAD: newGCM}, "fail: vector 0: wrong answer"},
 		{"constructor fails", path{primitive: AES256CBCHMACSHA512, newAEAD: newGCM}, "fail: vector 0: crypto/aes: invalid key size 64"},
 		{"constructor panics", path{primitive: AES256GCM, newAEAD: func([]byte) (cipher.AEAD, error) { panic("boom") }}, "fail: panic: boom"},
@@ -176,16 +185,18 @@ func TestBrokenPathIsDisabled(t *testing.T) {
 			// The broken path stands first, where only its failure keeps it from being the default.
 			var log bytes.Buffer
 			opt := Options{SkipBench: true, Logger: slog.New(slog.NewTextHandler(&log, nil))}
-			e, err := probeWith(opt, func(p []path) []path { return append([]path{tt.broken}, p...) })
+			p, only := tt.broken.primitive, []path{tt.broken}
+			all := append(only, registry(&cpuid.CPU)...)
+			e, err := probeOne(opt, p, all)
 			if err != nil {
 				t.Fatal(err)
 			}
 			r := e.Report()
-			got := find(r, tt.broken.primitive, "broken")
+			got := find(r, p, "broken")
 			if !strings.Contains(got.SelfTest, tt.want) || got.Chosen {
 				t.Errorf("got self-test %q, chosen %v; want %q, false", got.SelfTest, got.Chosen, tt.want)
 			}
-			if c := chosen(r, tt.broken.primitive); c == "" || c == "broken" {
+			if c := chosen(r, p); c == "" || c == "broken" {
 				t.Errorf("chose %q", c)
 			}
 			disabled := strings.Contains(log.String(), "hardware path disabled") && strings.Contains(log.String(), "path=broken")
@@ -193,23 +204,12 @@ func TestBrokenPathIsDisabled(t *testing.T) {
 				t.Errorf("log: %s", log.String())
 			}
 
-			opt.Pin = map[Primitive]string{tt.broken.primitive: "broken"}
-			_, err = probeWith(opt, func(p []path) []path { return append([]path{tt.broken}, p...) })
-			if err == nil || !strings.Contains(err.Error(), "pinned path broken: ") {
+			opt.Pin = map[Primitive]string{p: "broken"}
+			if _, err := probeOne(opt, p, all); err == nil || !strings.Contains(err.Error(), "pinned path broken: ") {
 				t.Errorf("unproven path pinned: %v", err)
 			}
-
 			opt.Pin = nil
-			_, err = probeWith(opt, func(p []path) []path {
-				only := []path{tt.broken}
-				for _, x := range p {
-					if x.primitive != tt.broken.primitive {
-						only = append(only, x)
-					}
-				}
-				return only
-			})
-			if !errors.Is(err, ErrNoPath) || !strings.Contains(err.Error(), "path of "+string(tt.broken.primitive)+": ") {
+			if _, err := probeOne(opt, p, only); !errors.Is(err, ErrNoPath) || !strings.Contains(err.Error(), "path of "+string(p)+": ") {
 				t.Errorf("without a working path: %v", err)
 			}
 		})

@@ -16,7 +16,7 @@ const gfniGroup = 10
 
 // groupTile is how many bytes of each shard are done at a time when there are several groups of inputs, so that the partial
 // sums stay in the second-level cache. Smaller ones lose to the cost of the call, larger ones gain nothing.
-const groupTile = 16 << 10
+const groupTile = 32 << 10
 
 // klauspostMatrix multiplies by klauspost/reedsolomon. Each of its encoders, given a block of our matrix as its own, is a
 // plain matrix multiplication, which serves to encode and to reconstruct alike.

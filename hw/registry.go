@@ -140,23 +140,38 @@ type spec struct {
 	keySize   int    // AEADs only, in bytes
 	shape     string // of the benchmark, Reed-Solomon only
 	test      func(*path) error
-	bench     func(p *path, b *benchBuffers, size int) (*workload, error)
+	bench     benchFunc
 }
+
+// benchFunc prepares the measurement of a path at one message size.
+type benchFunc func(p *path, b *benchBuffers, size int) (*workload, error)
 
 // specs lists the primitives in the order of the report.
 func specs() []spec {
-	aead, sum := []Op{Seal, Open}, []Op{Sum}
+	sum := func(p Primitive, test func(*path) error, bench benchFunc) spec {
+		return spec{primitive: p, ops: []Op{Sum}, test: test, bench: bench}
+	}
 	return []spec{
-		{primitive: AES256GCM, ops: aead, keySize: 32, test: testAEAD(gcmVectors(), 32, gcmSweep), bench: benchAEAD(32)},
-		{primitive: ChaCha20Poly1305, ops: aead, keySize: 32, test: testAEAD(chachaVectors(), 32, chachaSweep), bench: benchAEAD(32)},
-		{primitive: AES256CBCHMACSHA512, ops: aead, keySize: cbcHMACKeySize, test: testAEAD(cbcHMACVectors(), cbcHMACKeySize, cbcHMACSweep), bench: benchAEAD(cbcHMACKeySize)},
-		{primitive: ReedSolomon, ops: []Op{Encode, Reconstruct}, shape: fmt.Sprintf("%d+%d", benchData, benchParity), test: testReedSolomon, bench: benchReedSolomon},
-		{primitive: CRC64NVME, ops: sum, test: testCRC64, bench: benchCRC64},
-		{primitive: CRC32, ops: sum, test: testCRC32(crc32Check, crc32Sweep), bench: benchCRC32},
-		{primitive: CRC32C, ops: sum, test: testCRC32(crc32cCheck, crc32cSweep), bench: benchCRC32},
-		{primitive: MD5, ops: sum, test: testHash(md5Vectors()), bench: benchHash},
-		{primitive: SHA256, ops: sum, test: testHash(sha256Vectors()), bench: benchHash},
-		{primitive: SHA512, ops: sum, test: testHash(sha512Vectors()), bench: benchHash},
+		aeadSpec(AES256GCM, 32, gcmVectors(), gcmSweep),
+		aeadSpec(ChaCha20Poly1305, 32, chachaVectors(), chachaSweep),
+		aeadSpec(AES256CBCHMACSHA512, cbcHMACKeySize, cbcHMACVectors(), cbcHMACSweep),
+		{
+			primitive: ReedSolomon, ops: []Op{Encode, Reconstruct}, shape: fmt.Sprintf("%d+%d", benchData, benchParity),
+			test: testReedSolomon, bench: benchReedSolomon,
+		},
+		sum(CRC64NVME, testCRC64, benchCRC64),
+		sum(CRC32, testCRC32(crc32Check, crc32Sweep), benchCRC32),
+		sum(CRC32C, testCRC32(crc32cCheck, crc32cSweep), benchCRC32),
+		sum(MD5, testHash(md5Vectors()), benchHash),
+		sum(SHA256, testHash(sha256Vectors()), benchHash),
+		sum(SHA512, testHash(sha512Vectors()), benchHash),
+	}
+}
+
+func aeadSpec(p Primitive, keySize int, vectors []aeadVector, sweep string) spec {
+	return spec{
+		primitive: p, ops: []Op{Seal, Open}, keySize: keySize,
+		test: testAEAD(vectors, keySize, sweep), bench: benchAEAD(keySize),
 	}
 }
 
