@@ -344,7 +344,9 @@ func TestConditions(t *testing.T) {
 		}
 	}
 	// The object vanishes while the body comes.
-	vanish := readerFunc(func(p []byte) (int, error) { return 0, errors.Join(f.Delete(t.Context(), "b", "k", Conditions{}), io.EOF) })
+	vanish := readerFunc(func(p []byte) (int, error) {
+		return 0, errors.Join(f.Delete(t.Context(), "b", "k", Conditions{}), io.EOF)
+	})
 	_, err := f.Put(t.Context(), "b", "k", io.MultiReader(strings.NewReader("x"), eofOf(vanish)), PutOptions{Size: 1, Conditions: Conditions{IfMatch: "*"}})
 	if !errors.Is(err, ErrConflict) {
 		t.Errorf("vanished object: %v", err)
