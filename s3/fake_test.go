@@ -525,7 +525,7 @@ func (f *fakeStore) CompleteUpload(_ context.Context, bucket, key, id string, op
 		switch {
 		case i > 0 && cp.Number <= opt.Parts[i-1].Number:
 			return o, object.ErrInvalidPartOrder
-		case !ok || p.ETag != cp.ETag || cp.Checksum.Algo != 0 && !bytes.Equal(cp.Checksum.Sum, p.Checksum.Sum):
+		case !ok || p.ETag != cp.ETag || cp.Checksum.Algo == p.Checksum.Algo && !bytes.Equal(cp.Checksum.Sum, p.Checksum.Sum):
 			return o, object.ErrInvalidPart
 		}
 		sum, _ := hex.DecodeString(p.ETag)
@@ -544,7 +544,10 @@ func (f *fakeStore) CompleteUpload(_ context.Context, bucket, key, id string, op
 		o.Checksum = sums(data, u.Checksum).Checksum
 	}
 	if opt.Checksum.Algo != object.AlgoNone && !bytes.Equal(opt.Checksum.Sum, o.Checksum.Sum) {
-		return o, object.ErrInvalidPart
+		return o, object.ErrBadDigest
+	}
+	if opt.Size >= 0 && opt.Size != o.Size {
+		return o, object.ErrSizeMismatch
 	}
 	if o.SSE.Mode == object.ModeCustomer {
 		o.SSE.CustomerKey = &u.key

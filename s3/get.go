@@ -115,7 +115,7 @@ func (s *Server) getObject(c *call) error {
 	}
 	rd, err := s.opt.Store.Get(c.ctx, c.bucket, c.key, opt)
 	if err != nil {
-		if errors.Is(err, object.ErrRange) || sel.part > 0 && errors.Is(err, object.ErrInvalidPart) {
+		if errors.Is(err, object.ErrRange) {
 			return s.unsatisfiable(c, sel, err)
 		}
 		return err
@@ -161,18 +161,29 @@ func (s *Server) headObject(c *call) error {
 	return nil
 }
 
+// findPart returns the part that is asked for and where it begins. Numbers may have gaps. An object that was put whole has one
+// part, number 1, which is nil here.
+func (sel selection) findPart(o object.Object) (p *object.Part, off int64, ok bool) {
+	for i := range o.Parts {
+		if o.Parts[i].Number == sel.part {
+			return &o.Parts[i], off, true
+		}
+		off += o.Parts[i].Size
+	}
+	return nil, 0, sel.part == 1 && len(o.Parts) == 0
+}
+
 // resolve says which bytes of o are asked for.
 func (sel selection) resolve(o object.Object) (off, n int64, ok bool) {
-	switch {
-	case sel.rng != nil:
+	if sel.rng != nil {
 		return resolveRange(*sel.rng, o.Size)
-	case sel.part > 1 && sel.part > len(o.Parts):
-		return 0, 0, false
-	case sel.part > 0 && len(o.Parts) > 0:
-		for _, p := range o.Parts[:sel.part-1] {
-			off += p.Size
+	}
+	if sel.part > 0 {
+		p, off, ok := sel.findPart(o)
+		if p != nil {
+			return off, p.Size, ok
 		}
-		return off, o.Parts[sel.part-1].Size, true
+		return 0, o.Size, ok
 	}
 	return 0, o.Size, true
 }
@@ -189,10 +200,9 @@ func (c *call) describe(sel selection, o object.Object, off, n int64) (status in
 		return 0, err
 	}
 	if strings.EqualFold(c.r.Header.Get("X-Amz-Checksum-Mode"), "ENABLED") {
-		switch {
-		case sel.part > 0 && sel.part <= len(o.Parts):
-			setChecksum(h, o.Parts[sel.part-1].Checksum, 0)
-		case n == o.Size:
+		if p, _, _ := sel.findPart(o); p != nil {
+			setChecksum(h, p.Checksum, 0)
+		} else if n == o.Size {
 			setChecksum(h, o.Checksum, len(o.Parts))
 		}
 	}

@@ -125,9 +125,8 @@ func (s *Server) uploadPartCopy(c *call) error {
 	if src.Range, err = parseCopyRange(c.r.Header.Get("X-Amz-Copy-Source-Range")); err != nil {
 		return err
 	}
-	conditions, size := src.Check, int64(0)
+	conditions := src.Check
 	src.Check = func(o object.Object) error {
-		size = o.Size
 		if src.Range != nil && src.Range.Last >= o.Size {
 			return object.ErrRange // unlike a read, a copy must get all that it asks for
 		}
@@ -136,12 +135,21 @@ func (s *Server) uploadPartCopy(c *call) error {
 	p, err := s.opt.Store.CopyPart(c.ctx, src, c.bucket, c.key, id, number, object.PartOptions{Size: -1, SSE: sse})
 	switch {
 	case errors.Is(err, object.ErrRange):
-		return invalidArgument("x-amz-copy-source-range", c.r.Header.Get("X-Amz-Copy-Source-Range"), "Range specified is not valid for source object of size: %d", size)
+		return s.badCopyRange(c, src)
 	case err != nil:
 		return sourceError(err, src)
 	}
 	setSSE(c.w.Header(), sse)
 	return c.xml(copyPartXML{LastModified: xmlTime(p.Modified), ETag: quoteETag(p.ETag), checksumXML: checksumDoc(p.Checksum, 0)})
+}
+
+// badCopyRange answers a range that the source does not have.
+func (s *Server) badCopyRange(c *call, src object.CopySource) error {
+	o, err := s.opt.Store.Head(c.ctx, src.Bucket, src.Key, object.GetOptions{SSE: src.SSE})
+	if err != nil {
+		return err
+	}
+	return invalidArgument("x-amz-copy-source-range", c.r.Header.Get("X-Amz-Copy-Source-Range"), "Range specified is not valid for source object of size: %d", o.Size)
 }
 
 func (s *Server) completeUpload(c *call) error {

@@ -68,6 +68,8 @@ func TestMultipart(t *testing.T) {
 	}
 	e.refused("POST", target, hdr("x-amz-checksum-type", "FULL_OBJECT"), completeDoc(tags...), "400 InvalidRequest")
 	e.refused("POST", target, hdr("x-amz-mp-object-size", "x"), completeDoc(tags...), "400 InvalidArgument")
+	e.refused("POST", target, hdr("x-amz-mp-object-size", "1"), completeDoc(tags...), "400 InvalidRequest")
+	e.refused("POST", target, hdr("x-amz-checksum-crc32", checksumOf("CRC32", "x")+"-2"), completeDoc(tags...), "400 BadDigest")
 	e.refused("POST", target, hdr("x-amz-checksum-crc32", checksumOf("CRC32", "x")+"-3"), completeDoc(tags...), "400 BadDigest")
 	e.refused("POST", "/bkt/wrong-key?uploadId="+id, nil, completeDoc(tags...), "404 NoSuchUpload")
 	e.refused("POST", "/bkt/key?uploadId=", nil, completeDoc(tags...), "404 NoSuchUpload")

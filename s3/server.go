@@ -48,6 +48,8 @@ type Store interface {
 	AbortUpload(ctx context.Context, bucket, key, uploadID string) error
 }
 
+var _ Store = (*object.Store)(nil)
+
 // FreshEncryption is what GetBucketEncryption answers for a bucket whose default encryption was never set, or was deleted. The
 // objects of such a bucket are sealed with SSE-S3 either way.
 type FreshEncryption uint8
