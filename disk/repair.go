@@ -64,7 +64,7 @@ func (a *Array) readWhole(ctx context.Context, b *band, like header) (*wholeStri
 		}
 		id := a.disks[b.members[like.member(r)].slot].id
 		h, err := a.codec.parse(w.cells[r], place{disk: id, band: b.num, off: like.off})
-		if err == nil && int(h.role) == r && h.sameStripe(&like) && a.codec.verify(w.cells[r], &h) {
+		if err == nil && (int(h.role) == r || a.opt.faults.noLocation) && h.sameStripe(&like) && a.codec.verify(w.cells[r], &h) {
 			w.good[r], w.bad[r] = true, false
 		}
 	}

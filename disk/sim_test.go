@@ -69,7 +69,6 @@ func TestSimulation(t *testing.T) {
 // TestSimulationCatchesBugs switches on one seeded bug after the other: the simulation must see each.
 func TestSimulationCatchesBugs(t *testing.T) {
 	const seeds = 1500
-	const misplaced = blockdev.FaultMisplaced | blockdev.FaultMisdirect
 	for _, bug := range []struct {
 		name  string
 		f     faults
@@ -79,7 +78,7 @@ func TestSimulationCatchesBugs(t *testing.T) {
 		{"norepair", faults{noRepair: true}, simKinds},
 		{"noverify", faults{noVerify: true}, simKinds},
 		{"nononce", faults{noNonce: true}, simKinds},
-		{"noloc", faults{noLocation: true}, misplaced},
+		{"noloc", faults{noLocation: true}, blockdev.FaultMisdirect},
 	} {
 		t.Run(bug.name, func(t *testing.T) {
 			t.Parallel()
@@ -190,7 +189,11 @@ func simulateStats(seed uint64, bugs faults, kinds blockdev.FaultKind, trace boo
 	}
 	s.world.Restart()
 	// Faults stay on a few disks, so that no more than parity are ever hurt. A missing majority needs its own flag.
-	for _, slot := range s.rng.Perm(shape.n)[:s.rng.IntN(shape.parity+1)] {
+	hurt := s.rng.IntN(shape.parity + 1)
+	if kinds != simKinds {
+		hurt = shape.parity
+	}
+	for _, slot := range s.rng.Perm(shape.n)[:hurt] {
 		s.suspect = append(s.suspect, slot)
 	}
 	for range 3 + s.rng.IntN(5) {
@@ -246,6 +249,9 @@ func (s *sim) life() error {
 
 // act does one random thing.
 func (s *sim) act() {
+	if s.kinds != simKinds && s.rng.IntN(6) == 0 && len(s.suspect) > 0 {
+		s.fault()
+	}
 	switch r := s.rng.IntN(20); {
 	case r < 9:
 		s.put()
@@ -416,7 +422,7 @@ func (s *sim) end() error {
 	s.drop()
 	s.restart()
 	s.state = s.saved.clone()
-	if s.rng.IntN(6) == 0 {
+	if s.rng.IntN(6) == 0 || s.kinds != simKinds {
 		s.state, s.saved = &testState{}, &testState{}
 	}
 	return nil
