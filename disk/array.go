@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"coffer/disk/internal/blockdev"
+	"coffer/hw"
 )
 
 // packedWriters is how many goroutines write packed stripes; as many as stripes may be in flight.
@@ -35,6 +36,8 @@ type Array struct {
 	log                *packedLog
 	bulk               bulkStream
 	stats              counters
+	// encoded and rebuilt count the bytes and time of parity and reconstruction.
+	encoded, rebuilt *hw.Meter
 
 	ctx    context.Context // ends with the array
 	cancel context.CancelFunc

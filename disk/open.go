@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"coffer/disk/internal/blockdev"
+	"coffer/hw"
 )
 
 // Set is a number of devices that look like an array: opened, their superblocks read, nothing proven yet.
@@ -299,6 +300,9 @@ func newArray(opt Options, devs []blockdev.Device, head *superblock, disks []*di
 		bands: map[uint64]*band{}, ahead: map[kind]*aheadBand{}, repair: make(chan repairTask, 64),
 		slotOf: make([]int, len(devs)),
 		bulk:   bulkStream{lock: make(chan struct{}, 1)},
+	}
+	if opt.Crypto != nil {
+		a.encoded, a.rebuilt = opt.Crypto.Meter(hw.ReedSolomon, hw.Encode), opt.Crypto.Meter(hw.ReedSolomon, hw.Reconstruct)
 	}
 	arenas := opt.arenas
 	if arenas == nil {

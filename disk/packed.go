@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
+	"time"
 
 	"coffer/disk/internal/blockdev"
 	"coffer/hw"
@@ -316,9 +317,10 @@ func (a *Array) protect(cells [][]byte, data, start int) error {
 const tileBytes = 512 << 10
 
 // protectRange computes parity of the bytes from..to of the cells in tiles and, when crcs is not nil, carries each cell's
-// checksum over the same bytes while they are in the cache.
+// checksum over the same bytes while they are in the cache. The time of both counts as encoding.
 func (a *Array) protectRange(cells [][]byte, data, from, to int, crcs []uint64) error {
 	n := len(cells)
+	t := time.Now()
 	tile := max(BlockSize, tileBytes/n&^(BlockSize-1))
 	var shards [MaxWidth][]byte
 	var coder hw.Coder
@@ -342,6 +344,7 @@ func (a *Array) protectRange(cells [][]byte, data, from, to int, crcs []uint64) 
 			crcs[i] = a.opt.Crypto.CRC64NVME(crcs[i], shards[i])
 		}
 	}
+	a.encoded.Add(data*(to-from), time.Since(t))
 	return nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"time"
 
 	"coffer/disk/internal/blockdev"
 )
@@ -242,10 +243,12 @@ func (a *Array) rebuildRange(ctx context.Context, b *band, off uint32, data, at,
 		}
 	}
 	if slices.Contains(want, true) {
+		t := time.Now()
 		coder, err := a.opt.Crypto.Coder(data, b.parity)
 		if err == nil {
 			err = coder.Reconstruct(shards, want)
 		}
+		a.rebuilt.Add(data*n, time.Since(t))
 		if err != nil {
 			done()
 			return nil, nil, err
