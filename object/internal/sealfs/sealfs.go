@@ -42,6 +42,10 @@ type FS struct {
 	keys   Keys
 	pool   sync.Pool // *scratch, for reads
 
+	// OnError, if set before the first use, is called with the error of each mutation that failed in the base or after Freeze, except when
+	// a name exists or does not. The mutation fails with that error when OnError returns; it need not.
+	OnError func(error)
+
 	// mu is held for reading during every mutation of the base, and for writing by Freeze, which thereby waits for those under way.
 	mu     sync.RWMutex
 	frozen bool
@@ -66,6 +70,14 @@ func (fs *FS) Freeze() {
 
 // mutate runs f unless the file system is frozen.
 func (fs *FS) mutate(f func() error) error {
+	err := fs.try(f)
+	if err != nil && fs.OnError != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, os.ErrExist) {
+		fs.OnError(err)
+	}
+	return err
+}
+
+func (fs *FS) try(f func() error) error {
 	fs.mu.RLock()
 	defer fs.mu.RUnlock()
 	if fs.frozen {

@@ -9,6 +9,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"sync"
 	"testing"
 
@@ -312,6 +313,11 @@ func TestFreeze(t *testing.T) {
 	write(t, fs, "1.sst", []byte("x"))
 	sst, other := must(fs.Create("2.sst", noCategory)), must(fs.Create("OPTIONS-000003", noCategory))
 	before := must(base.List(""))
+	heard := 0
+	fs.OnError = func(error) { heard++ }
+	if err := fs.Remove("absent"); err == nil || heard != 0 {
+		t.Fatalf("remove of nothing: %v, OnError called %d times", err, heard)
+	}
 	fs.Freeze()
 	_, createErr := fs.Create("4.sst", noCategory)
 	_, reuseErr := fs.ReuseForWrite("1.sst", "4.sst", noCategory)
@@ -326,6 +332,9 @@ func TestFreeze(t *testing.T) {
 		if !errors.Is(err, ErrFrozen) {
 			t.Errorf("%s: error %v", what, err)
 		}
+	}
+	if heard != 9 { // the sync is refused by the file, which had failed
+		t.Fatalf("OnError called %d times", heard)
 	}
 	if d := cmp.Diff(before, must(base.List(""))); d != "" {
 		t.Fatal(d)
@@ -449,4 +458,18 @@ func FuzzFrames(f *testing.F) {
 			t.Fatalf("opened %q", got)
 		}
 	})
+}
+
+// TestVectors reads the files of testdata, which docs/index-format.md describes: the format must not change under its version.
+func TestVectors(t *testing.T) {
+	block := make([]byte, 5000)
+	for i := range block {
+		block[i] = byte(i % 251)
+	}
+	for name, want := range map[string][]byte{"blocks.sst": block, "frames": []byte("first second third ")} {
+		got, err := readAll(New(vfs.Default, keys), filepath.Join("testdata", name))
+		if err != nil || !bytes.Equal(got, want) {
+			t.Errorf("%s: %d bytes, %v", name, len(got), err)
+		}
+	}
 }
