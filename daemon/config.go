@@ -282,15 +282,14 @@ func (c *Config) Validate() error {
 		if addr == "" || name == "admin" && addr == adminOff {
 			continue
 		}
-		if err := checkHostPort(addr); err != nil {
+		switch err := checkHostPort(addr); {
+		case err != nil:
 			fault("%s: %w", name, err)
+		case name == "http" && !isLoopback(addr) && !c.AllowPlaintextOnNetwork:
+			fault("http: %s can be reached by other machines, and what passes there is in plaintext: use a loopback address, or say allow_plaintext_on_network: true in the configuration file", addr)
+		case name == "admin" && !isLoopback(addr) && !c.AllowAdminOnNetwork:
+			fault("admin: %s can be reached by other machines, and nobody is asked for credentials there: use a loopback address, or say allow_admin_on_network: true in the configuration file", addr)
 		}
-	}
-	if c.HTTP != "" && !isLoopback(c.HTTP) && !c.AllowPlaintextOnNetwork {
-		fault("http: %s can be reached by other machines, who would see every byte in plaintext; use a loopback address, or set allow_plaintext_on_network: true in the config file", c.HTTP)
-	}
-	if c.Admin != adminOff && !isLoopback(c.Admin) && !c.AllowAdminOnNetwork {
-		fault("admin: %s can be reached by other machines, and the admin listener asks for no credentials; use a loopback address, or set allow_admin_on_network: true in the config file", c.Admin)
 	}
 	if c.EmbeddedDiskSize != 0 && c.EmbeddedDiskSize < minEmbeddedDisk {
 		fault("embedded_disk_size: %v is below %v", c.EmbeddedDiskSize, Size(minEmbeddedDisk))

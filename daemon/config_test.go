@@ -201,7 +201,7 @@ func TestConfigSample(t *testing.T) {
 	}
 	var bare strings.Builder
 	for line := range strings.Lines(string(sample)) {
-		if rest, ok := strings.CutPrefix(line, "#"); ok && !strings.HasPrefix(rest, " ") {
+		if rest, ok := strings.CutPrefix(line, "#"); ok && (!strings.HasPrefix(rest, " ") || strings.HasPrefix(rest, "  ")) { // "# " begins prose
 			line = rest
 		}
 		bare.WriteString(line)

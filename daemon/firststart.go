@@ -69,7 +69,7 @@ Recovery key, shown only now. It opens the array when every other key is lost; k
 }
 
 // banner tells how to use the endpoint.
-func (d *daemon) banner(n *news, eps []*endpoint, caFile string, c rootCredentials) {
+func (d *daemon) banner(n *news, eps []*endpoint, admin, caFile string, c rootCredentials) {
 	w := d.env.stdout
 	st := d.app.Load().array.Status()
 	endpoint := "https://" + dialAddr(eps[len(eps)-1].addr)
@@ -78,8 +78,8 @@ func (d *daemon) banner(n *news, eps []*endpoint, caFile string, c rootCredentia
 		fmt.Fprintf(w, "             and at http://%s, in plaintext\n", ep.addr)
 	}
 	fmt.Fprintf(w, "  array       %d disks, %d data + %d parity, %s\n", len(st.Disks), st.Data, st.Parity, st.State)
-	if d.cfg.Admin != adminOff {
-		fmt.Fprintf(w, "  admin       http://%s/metrics\n", dialAddr(d.cfg.Admin))
+	if admin != "" {
+		fmt.Fprintf(w, "  admin       http://%s/metrics\n", dialAddr(admin))
 	}
 	env := ""
 	if caFile != "" {

@@ -253,7 +253,7 @@ func storeMetrics() func(chan<- prometheus.Metric, *appliance) {
 	samples := []sample[st]{
 		gauge("store_buckets", "Buckets.", func(s st) float64 { return float64(s.Buckets) }),
 		gauge("store_uncheckpointed_bytes", "Index changes since the last checkpoint, which a start would replay from the log.", func(s st) float64 { return float64(s.Uncheckpointed) }),
-		counter("store_puts_total", "Objects and parts stored.", func(s st) float64 { return float64(s.Puts) }),
+		counter("store_puts_total", "Objects stored by one call.", func(s st) float64 { return float64(s.Puts) }),
 		counter("store_gets_total", "Objects opened for reading.", func(s st) float64 { return float64(s.Gets) }),
 		counter("store_deletes_total", "Objects deleted.", func(s st) float64 { return float64(s.Deletes) }),
 		counter("store_sealed_bytes_total", "Plaintext bytes sealed.", func(s st) float64 { return float64(s.SealedBytes) }),

@@ -178,7 +178,7 @@ func (d *daemon) run(ctx context.Context) (err error) {
 		return err
 	}
 	d.health.set("")
-	d.banner(&news, endpoints, certs.caFile(), creds)
+	d.banner(&news, endpoints, admin.addr, certs.caFile(), creds)
 	if err := notifySystemd(d.env.getenv, "READY=1"); err != nil {
 		d.log.Warn("systemd not told", "cause", err)
 	}
@@ -318,9 +318,7 @@ func (d *daemon) serve(ctx context.Context, eps []*endpoint, certs *certs) error
 			return err
 		})
 	}
-	err := g.Wait()
-	d.log.Info("stopped", "cause", err)
-	return err
+	return g.Wait()
 }
 
 // maintain renews the certificate and reloads on SIGHUP until ctx ends.
@@ -365,8 +363,8 @@ func (d *daemon) reload(certs *certs) error {
 	return nil
 }
 
-// observe feeds metrics and, at level debug, the log. Names of buckets and keys stay out: they are sealed on the disks, and the log
-// is not.
+// observe feeds metrics and, at level debug, the log. Names of buckets and keys stay out of both: they are sealed on the disks,
+// and the log is not.
 func (d *daemon) observe(m *s3Metrics) func(*s3.Observation) {
 	return func(o *s3.Observation) {
 		m.observe(o)

@@ -1,0 +1,415 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
+)
+
+// output is a buffer that a daemon writes and a test reads at the same time.
+type output struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.b.Write(p)
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.b.String()
+}
+
+// instance is a daemon run in this process.
+type instance struct {
+	dir         string
+	out, log    output
+	stop        context.CancelFunc
+	exit        chan int
+	admin       string
+	https, http string // URLs
+	client      *http.Client
+	creds       rootCredentials
+}
+
+// startDaemon runs `coffer serve` on dir with small disks and waits until it is ready.
+func startDaemon(t *testing.T, dir string, vars map[string]string, args ...string) *instance {
+	t.Helper()
+	in := &instance{dir: dir, exit: make(chan int, 1)}
+	conf := writeTemp(t, "coffer.yaml", "embedded_disk_size: 256MiB\nlog: {level: debug}\nhardware: {skip_benchmark: true}\n")
+	ctx, cancel := context.WithCancel(context.Background())
+	in.stop = cancel
+	args = append([]string{"serve", "--data", dir, "--config", conf, "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--admin", "127.0.0.1:0"}, args...)
+	go func() {
+		in.exit <- run(ctx, args, env{strings.NewReader(""), &in.out, &in.log, func(n string) string { return vars[n] }})
+	}()
+	t.Cleanup(func() {
+		cancel()
+		if t.Failed() {
+			t.Logf("log of the daemon:\n%s", in.log.String())
+		}
+	})
+	for deadline := time.Now().Add(time.Minute); !strings.Contains(in.out.String(), "Try:"); time.Sleep(5 * time.Millisecond) {
+		select {
+		case code := <-in.exit:
+			t.Fatalf("daemon ended with %d: %s", code, in.log.String())
+		default:
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("daemon not ready: %s", in.log.String())
+		}
+	}
+	addr := func(name string) string {
+		return strings.TrimSpace(string(readFile(t, filepath.Join(dir, "run", name+".addr"))))
+	}
+	in.admin, in.https, in.http = "http://"+addr("admin"), "https://"+addr("https"), "http://"+addr("http")
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(readFile(t, filepath.Join(dir, "tls", "ca.crt")))
+	tr := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}}
+	t.Cleanup(tr.CloseIdleConnections)
+	in.client = &http.Client{Transport: tr}
+	in.creds = rootCredentials{vars["COFFER_ROOT_ACCESS_KEY"], vars["COFFER_ROOT_SECRET_KEY"]}
+	if m := regexp.MustCompile(`access key  (\S+)\n  secret key  (\S{40}) `).FindStringSubmatch(in.out.String()); m != nil {
+		in.creds = rootCredentials{m[1], m[2]}
+	}
+	return in
+}
+
+// end stops the daemon in order.
+func (in *instance) end(t *testing.T) {
+	t.Helper()
+	in.stop()
+	select {
+	case code := <-in.exit:
+		if code != exitOK {
+			t.Errorf("daemon ended with %d", code)
+		}
+	case <-time.After(30 * time.Second):
+		t.Fatal("daemon does not end")
+	}
+}
+
+// do sends a request signed by AWS Signature Version 4 with an unsigned payload.
+func (in *instance) do(t *testing.T, method, url string, body io.Reader, size int64) (int, []byte) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), method, url, body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.ContentLength = size
+	now := time.Now().UTC().Format("20060102T150405Z")
+	scope := now[:8] + "/us-east-1/s3/aws4_request"
+	req.Header.Set("X-Amz-Date", now)
+	req.Header.Set("X-Amz-Content-Sha256", "UNSIGNED-PAYLOAD")
+	canonical := fmt.Sprintf("%s\n%s\n%s\nhost:%s\nx-amz-content-sha256:UNSIGNED-PAYLOAD\nx-amz-date:%s\n\nhost;x-amz-content-sha256;x-amz-date\nUNSIGNED-PAYLOAD",
+		method, req.URL.EscapedPath(), req.URL.RawQuery, req.URL.Host, now)
+	sum := sha256.Sum256([]byte(canonical))
+	key := []byte("AWS4" + in.creds.SecretKey)
+	for _, part := range append(strings.Split(scope, "/"), fmt.Sprintf("AWS4-HMAC-SHA256\n%s\n%s\n%x", now, scope, sum)) {
+		mac := hmac.New(sha256.New, key)
+		mac.Write([]byte(part))
+		key = mac.Sum(nil)
+	}
+	req.Header.Set("Authorization", fmt.Sprintf("AWS4-HMAC-SHA256 Credential=%s/%s, SignedHeaders=host;x-amz-content-sha256;x-amz-date, Signature=%s",
+		in.creds.AccessKey, scope, hex.EncodeToString(key)))
+	resp, err := in.client.Do(req)
+	if err != nil {
+		t.Errorf("%s %s: %v", method, url, err)
+		return 0, nil
+	}
+	defer resp.Body.Close()
+	answer, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Errorf("%s %s: %v", method, url, err)
+	}
+	return resp.StatusCode, answer
+}
+
+// want sends a request with a small body and checks the answer's status.
+func (in *instance) want(t *testing.T, status int, method, url string, body []byte) []byte {
+	t.Helper()
+	got, answer := in.do(t, method, url, bytes.NewReader(body), int64(len(body)))
+	if got != status {
+		t.Errorf("%s %s: status %d, want %d: %s", method, url, got, status, answer)
+	}
+	return answer
+}
+
+// coffer runs a command line in this process.
+func coffer(t *testing.T, args ...string) (code int, stdout, stderr string) {
+	t.Helper()
+	var out, err bytes.Buffer
+	code = run(t.Context(), args, env{strings.NewReader(""), &out, &err, noEnv})
+	return code, out.String(), err.String()
+}
+
+func TestServe(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "data")
+	in := startDaemon(t, dir, nil)
+	if in.creds.SecretKey == "" || !strings.Contains(in.out.String(), "Recovery key, shown only now") ||
+		!strings.Contains(in.out.String(), "protects nothing") || !strings.Contains(in.out.String(), "AWS_CA_BUNDLE="+filepath.Join(dir, "tls", "ca.crt")) {
+		t.Fatalf("first start printed:\n%s", in.out.String())
+	}
+	small, large := []byte("a small secret body"), bytes.Repeat([]byte("0123456789abcdef"), 200<<10)
+	in.want(t, 200, "PUT", in.https+"/wonderbucket", nil)
+	in.want(t, 200, "PUT", in.https+"/wonderbucket/wonderkey", small)
+	in.want(t, 200, "PUT", in.http+"/wonderbucket/dir//large", large)
+	for _, base := range []string{in.https, in.http} {
+		if got := in.want(t, 200, "GET", base+"/wonderbucket/wonderkey", nil); !bytes.Equal(got, small) {
+			t.Errorf("GET over %s: %q", base, got)
+		}
+		if got := in.want(t, 200, "GET", base+"/wonderbucket/dir//large", nil); !bytes.Equal(got, large) {
+			t.Errorf("GET of the large object over %s: %d bytes differ", base, len(got))
+		}
+	}
+	in.want(t, 404, "GET", in.https+"/wonderbucket/absent", nil)
+	good := in.creds
+	in.creds.SecretKey += "x"
+	in.want(t, 403, "GET", in.https+"/wonderbucket/wonderkey", nil)
+	in.creds = good
+
+	t.Run("admin", func(t *testing.T) { testAdmin(t, in) })
+	t.Run("commands", func(t *testing.T) { testCommandsBesideDaemon(t, in) })
+	t.Run("drain", func(t *testing.T) { testDrain(t, in) })
+	if log := in.log.String(); strings.Contains(log, good.SecretKey) || !strings.Contains(log, "op=PutObject") {
+		t.Errorf("the log lacks requests or tells the secret:\n%s", log)
+	}
+	for line := range strings.Lines(in.log.String()) {
+		if strings.Contains(line, "wonder") && !strings.Contains(line, " err=") {
+			t.Errorf("the log names a bucket or key outside of an error: %s", line)
+		}
+	}
+
+	// A second start asks nothing, prints no secret, and has everything, with two disks and the index gone.
+	for _, gone := range []string{"disks/disk1.img", "disks/disk4.img", "index"} {
+		if err := os.RemoveAll(filepath.Join(dir, gone)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	again := startDaemon(t, dir, nil)
+	if out := again.out.String(); strings.Contains(out, "Recovery key") || strings.Contains(out, good.SecretKey) || !strings.Contains(out, good.AccessKey) {
+		t.Errorf("second start printed:\n%s", out)
+	}
+	again.creds = good
+	for key, want := range map[string][]byte{"wonderkey": small, "dir//large": large, "drained": large} {
+		if got := again.want(t, 200, "GET", again.https+"/wonderbucket/"+key, nil); !bytes.Equal(got, want) {
+			t.Errorf("after the loss of two disks: %s: %d bytes differ", key, len(got))
+		}
+	}
+	if code, out, _ := coffer(t, "array", "status", "--data", dir); code != exitUnhealthy || strings.Count(out, "missing") < 2 {
+		t.Errorf("status of a degraded array: exit %d: %s", code, out)
+	}
+	again.end(t)
+	if code, out, _ := coffer(t, "array", "status", "--data", dir, "--json"); code != exitUnhealthy || !strings.Contains(out, `"running": false`) || !strings.Contains(out, "disk4.img") {
+		t.Errorf("offline status of a degraded array: exit %d: %s", code, out)
+	}
+	testNothingReadable(t, dir, "wonderbucket", "wonderkey", "a small secret body", "0123456789abcdef0123456789abcdef", good.AccessKey, good.SecretKey)
+}
+
+// testNothingReadable looks for texts in every file of the data directory.
+func testNothingReadable(t *testing.T, dir string, texts ...string) {
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		p, err := os.ReadFile(path)
+		for _, text := range texts {
+			if bytes.Contains(p, []byte(text)) {
+				t.Errorf("%s holds %q", path, text)
+			}
+		}
+		return err
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+func get(t *testing.T, url string) (int, string) {
+	t.Helper()
+	resp, err := http.Get(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	p, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp.StatusCode, string(p)
+}
+
+func testAdmin(t *testing.T, in *instance) {
+	for _, path := range []string{"/livez", "/readyz"} {
+		if code, body := get(t, in.admin+path); code != 200 || body != "ok\n" {
+			t.Errorf("%s: %d %q", path, code, body)
+		}
+	}
+	if code, _ := get(t, in.admin+"/debug/pprof/heap?debug=1"); code != 200 {
+		t.Errorf("pprof: %d", code)
+	}
+	code, metrics := get(t, in.admin+"/metrics")
+	if code != 200 {
+		t.Fatalf("metrics: %d", code)
+	}
+	for _, want := range []string{
+		`coffer_s3_requests_total{code="OK",op="PutObject"} 2`,
+		`coffer_s3_requests_total{code="NoSuchKey",op="GetObject"} 1`,
+		`coffer_s3_request_duration_seconds_count{op="PutObject"} 2`,
+		`coffer_s3_sent_bytes_total{op="GetObject"}`,
+		`coffer_crypto_seconds_total{op="seal",path="`,
+		`coffer_crypto_path_chosen{path="`,
+		`coffer_array_state{state="healthy"} 1`,
+		`coffer_disk_state{disk="5",state="healthy"} 1`,
+		`coffer_disk_durable_write_duration_seconds_count{disk="0"}`,
+		`coffer_disk_info{disk="0"`, "coffer_key_epoch 1", "coffer_key_slots{kind=\"recovery\"} 1", "coffer_commits_total", "go_goroutines", "process_open_fds",
+	} {
+		if !strings.Contains(metrics, want) {
+			t.Errorf("metrics lack %s", want)
+		}
+	}
+	if m := regexp.MustCompile(`coffer_crypto_bytes_total\{op="seal",path="[^"]*",primitive="aes-256-gcm"\} [1-9]`); !m.MatchString(metrics) {
+		t.Error("no sealed bytes were counted")
+	}
+	if strings.Contains(metrics, "wonder") {
+		t.Error("metrics name a bucket or key")
+	}
+	problems, err := promlint.New(strings.NewReader(metrics)).Lint()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range problems {
+		t.Errorf("promlint: %s: %s", p.Metric, p.Text)
+	}
+	req, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, in.admin+"/metrics", nil)
+	req.Host = "attacker.example:9001"
+	if resp, err := http.DefaultClient.Do(req); err != nil || resp.StatusCode != http.StatusForbidden {
+		t.Errorf("another host name: %v, %v", resp, err)
+	} else {
+		resp.Body.Close()
+	}
+}
+
+func testCommandsBesideDaemon(t *testing.T, in *instance) {
+	code, out, _ := coffer(t, "array", "status", "--data", in.dir, "--json")
+	var st struct {
+		ArrayID      string `json:"array_id"`
+		Data, Parity int
+		Running      bool
+		Disks        []struct{ Path, State string }
+	}
+	if err := json.Unmarshal([]byte(out), &st); err != nil || code != exitOK {
+		t.Fatalf("status: exit %d, %v: %s", code, err, out)
+	}
+	if len(st.ArrayID) != 32 || st.Data != 4 || st.Parity != 2 || !st.Running || len(st.Disks) != 6 || st.Disks[5].State != "healthy" ||
+		st.Disks[5].Path != filepath.Join(in.dir, "disks", "disk5.img") {
+		t.Errorf("status: %+v", st)
+	}
+	if code, out, err := coffer(t, "array", "check", "--data", in.dir); code != exitOK || !strings.Contains(out, "bad 0, missing 0") {
+		t.Errorf("check: exit %d: %s%s", code, out, err)
+	}
+	for _, args := range [][]string{
+		{"array", "rebuild-index", "--data", in.dir},
+		{"serve", "--data", in.dir, "--admin", "none"},
+		{"array", "create", "--data", in.dir, "--disk", filepath.Join(in.dir, "more.img"), "--disk-size", "64MiB", "--yes"},
+	} {
+		if code, _, err := coffer(t, args...); code != exitInUse || !strings.Contains(err, "in use") {
+			t.Errorf("%v: exit %d: %s", args, code, err)
+		}
+	}
+}
+
+// testDrain stops the daemon while an upload is under way: the upload ends well, and then the daemon does.
+func testDrain(t *testing.T, in *instance) {
+	large := bytes.Repeat([]byte("0123456789abcdef"), 200<<10)
+	body, feed := io.Pipe()
+	status := make(chan int)
+	go func() {
+		code, _ := in.do(t, "PUT", in.https+"/wonderbucket/drained", body, int64(len(large)))
+		status <- code
+	}()
+	feed.Write(large[:1<<20])
+	in.stop()
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+		if code, reason := get(t, in.admin+"/readyz"); code == http.StatusServiceUnavailable && strings.Contains(reason, "shutting down") {
+			break
+		}
+	}
+	feed.Write(large[1<<20:])
+	if code := <-status; code != 200 {
+		t.Errorf("upload during the shutdown: status %d", code)
+	}
+	in.end(t)
+}
+
+func TestGivenCredentialsServe(t *testing.T) {
+	in := startDaemon(t, t.TempDir(), map[string]string{"COFFER_ROOT_ACCESS_KEY": "admin", "COFFER_ROOT_SECRET_KEY": "a-long-secret"})
+	if out := in.out.String(); strings.Contains(out, "a-long-secret") || !strings.Contains(out, "access key  admin\n") {
+		t.Errorf("printed:\n%s", out)
+	}
+	in.want(t, 200, "PUT", in.https+"/bucket", nil)
+
+	// SIGHUP renews what may change in a running daemon.
+	if err := syscall.Kill(os.Getpid(), syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(10 * time.Second); !strings.Contains(in.log.String(), "msg=reloaded"); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("no reload")
+		}
+	}
+	in.end(t)
+	if names, _ := filepath.Glob(filepath.Join(in.dir, "*")); !slices.Contains(names, filepath.Join(in.dir, "array.yaml")) {
+		t.Errorf("data directory: %v", names)
+	}
+}
+
+// A service must not have its array's secrets in the journal.
+func TestNoSecretsToTheJournal(t *testing.T) {
+	f, err := os.Create(filepath.Join(t.TempDir(), "journal"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	sys := st.Sys().(*syscall.Stat_t)
+	getenv := func(name string) string {
+		return map[string]string{"JOURNAL_STREAM": fmt.Sprintf("%d:%d", sys.Dev, sys.Ino)}[name]
+	}
+	var log bytes.Buffer
+	dir := t.TempDir()
+	code := run(t.Context(), []string{"serve", "--data", dir, "--admin", "none", "--listen", "127.0.0.1:0"}, env{strings.NewReader(""), f, &log, getenv})
+	if code != exitFailure || !strings.Contains(log.String(), "coffer array create") {
+		t.Errorf("exit %d: %s", code, &log)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "disks")); !os.IsNotExist(err) {
+		t.Errorf("disks were made: %v", err)
+	}
+}
