@@ -388,7 +388,7 @@ func (f *fakeStore) CreateUpload(_ context.Context, bucket, key string, opt obje
 	id := make([]byte, 16)
 	rand.Read(id)
 	u := &fakeUpload{Upload: object.Upload{
-		ID: hex.EncodeToString(id), Bucket: bucket, Key: key, Initiated: f.now(), Checksum: opt.Checksum, Composite: opt.Composite, Meta: opt.Meta,
+		ID: hex.EncodeToString(id), Bucket: bucket, Key: key, Initiated: f.now(), Checksum: cmp.Or(opt.Checksum, object.AlgoCRC64NVME), Composite: opt.Composite, Meta: opt.Meta,
 	}, parts: make(map[int]fakePart)}
 	u.SSE, u.key = sealed(opt.SSE)
 	b.uploads[u.ID] = u
@@ -543,7 +543,7 @@ func (f *fakeStore) CompleteUpload(_ context.Context, bucket, key, id string, op
 	} else {
 		o.Checksum = sums(data, u.Checksum).Checksum
 	}
-	if opt.Checksum.Algo != object.AlgoNone && !bytes.Equal(opt.Checksum.Sum, o.Checksum.Sum) {
+	if c := opt.Checksum; c.Algo != object.AlgoNone && (c.Algo != o.Checksum.Algo || c.Composite != o.Checksum.Composite || !bytes.Equal(c.Sum, o.Checksum.Sum)) {
 		return o, object.ErrBadDigest
 	}
 	if opt.Size >= 0 && opt.Size != o.Size {

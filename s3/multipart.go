@@ -183,9 +183,6 @@ func (s *Server) completeOptions(c *call, id string) (opt object.CompleteOptions
 	if err != nil {
 		return opt, err
 	}
-	if cl.alg != nil && !cl.trailer {
-		opt.Checksum = object.Checksum{Algo: cl.alg.algo, Sum: cl.sum, Composite: cl.parts > 0}
-	}
 	body, err := c.readDocument(claim{md5: cl.md5})
 	if err != nil {
 		return opt, err
@@ -215,28 +212,33 @@ func (s *Server) completeOptions(c *call, id string) (opt object.CompleteOptions
 	if opt.SSE, err = readSSE(c.r); err != nil {
 		return opt, err
 	}
-	return opt, s.checkType(c, id, h.Get("X-Amz-Checksum-Type"))
+	opt.Checksum, err = s.completeChecksum(c, id, cl)
+	return opt, err
 }
 
-// checkType compares the checksum type that a client completes with to that of the upload.
-func (s *Server) checkType(c *call, id, typ string) error {
-	if typ == "" {
-		return nil
+// completeChecksum reads the checksum of the object that a client completes with. Whether that is of the full object or of the
+// parts' checksums is decided by the upload: clients send composite ones with and without "-parts" behind them.
+func (s *Server) completeChecksum(c *call, id string, cl claim) (sum object.Checksum, err error) {
+	typ := c.r.Header.Get("X-Amz-Checksum-Type")
+	if cl.alg != nil && !cl.trailer {
+		sum = object.Checksum{Algo: cl.alg.algo, Sum: cl.sum, Composite: cl.parts > 0 || typ == typeComposite}
+	}
+	if typ == "" && sum.Algo == object.AlgoNone {
+		return sum, nil
 	}
 	page, err := s.opt.Store.ListParts(c.ctx, c.bucket, c.key, id, object.MaxParts, 1)
 	if errors.Is(err, object.ErrNoSuchUpload) {
-		return nil // perhaps it was completed: CompleteUpload knows
+		return sum, nil // perhaps it was completed: CompleteUpload knows
 	} else if err != nil {
-		return err
+		return sum, err
 	}
-	want := typeFull
-	if page.Upload.Composite {
-		want = typeComposite
+	if want := uploadType(page.Upload.Checksum, page.Upload.Composite); typ != "" && want != "" && typ != want {
+		return sum, errInvalidRequest.say("The upload was created using the %s checksum mode. The complete request must use the same checksum mode.", want)
 	}
-	if typ != want {
-		return errInvalidRequest.say("The upload was created using the %s checksum mode. The complete request must use the same checksum mode.", want)
+	if cl.parts == 0 {
+		sum.Composite = page.Upload.Composite
 	}
-	return nil
+	return sum, nil
 }
 
 func (doc completeUploadXML) parts() ([]object.CompletePart, error) {
