@@ -50,6 +50,7 @@ type Array struct {
 
 	// mu guards the fields below, and the state and space of each disk. It is not held across I/O.
 	mu      sync.RWMutex
+	mark    uint64     // highest stripe that recovery knew to be acknowledged
 	super   superblock // what all members share; disk and slot are filled in per member
 	disks   []*disk    // by slot
 	bands   map[uint64]*band
@@ -192,7 +193,7 @@ func (a *Array) beginEpoch(cut uint64) error {
 		a.random(e.id[:])
 		s.history = append([]epoch{e}, s.history[:min(len(s.history), maxHistory-1)]...)
 		s.members = append([]memberEntry(nil), s.members...)
-		s.keyArea = a.opt.Keys.Area()
+		s.keyArea, s.clean = a.opt.Keys.Area(), false
 		for i, d := range a.disks {
 			st := memberActive
 			if !d.usable() {
@@ -281,7 +282,7 @@ func (a *Array) healSupers() error {
 // writeCopy writes one copy to all live disks at once and counts where it was taken.
 func (a *Array) writeCopy(s *superblock, copyNo int, key []byte, good map[int]int) error {
 	var ops []blockdev.Op
-	buf, err := a.meta.Get(a.ctx, len(a.disks)*superSize)
+	buf, err := a.meta.Get(context.WithoutCancel(a.ctx), len(a.disks)*superSize)
 	if err != nil {
 		return err
 	}
@@ -361,13 +362,32 @@ func (a *Array) WriteKeyArea() error {
 	return nil
 }
 
-// Close waits for what is under way and gives the disks back.
+// Close waits for what is under way, notes on the disks that nothing was left undone, and gives them back.
 func (a *Array) Close() error {
 	a.log.drain()
+	a.log.mu.Lock()
+	running := a.log.err == nil
+	a.log.mu.Unlock()
 	a.log.stop(errors.New("closed"))
 	a.cancel()
 	a.tasks.Wait()
-	return a.closeDevices()
+	var err error
+	if running {
+		err = a.markClean()
+	}
+	return errors.Join(err, a.closeDevices())
+}
+
+// markClean writes the superblocks once more. It is a courtesy to checks: a failure loses nothing.
+func (a *Array) markClean() error {
+	a.gate.Lock()
+	defer a.gate.Unlock()
+	a.mu.RLock()
+	s := a.super
+	a.mu.RUnlock()
+	s.clean = true
+	_, err := a.writeSuper(&s)
+	return err
 }
 
 func (a *Array) closeDevices() error {

@@ -10,16 +10,19 @@ import (
 
 // CheckReport is what a check found. Counts are of cells unless they say otherwise.
 type CheckReport struct {
-	Bands    int      `json:"bands"`
-	Stripes  int      `json:"stripes"`
-	Cells    int      `json:"cells"`    // that should be there
-	Bad      int      `json:"bad"`      // on a disk that is there, failing their checks
-	Missing  int      `json:"missing"`  // on disks that are not there
-	Lost     int      `json:"lost"`     // stripes with fewer good cells than data cells
-	Repaired int      `json:"repaired"` // cells rewritten
-	Degraded int      `json:"degraded"` // stripes with fewer good cells than they were written with
-	Faults   []string `json:"faults,omitempty"`
-	Losses   []Loss   `json:"losses,omitempty"`
+	Bands    int `json:"bands"`
+	Stripes  int `json:"stripes"`
+	Cells    int `json:"cells"`    // that should be there
+	Bad      int `json:"bad"`      // on a disk that is there, failing their checks
+	Missing  int `json:"missing"`  // on disks that are not there
+	Lost     int `json:"lost"`     // stripes with fewer good cells than data cells
+	Repaired int `json:"repaired"` // cells rewritten
+	Degraded int `json:"degraded"` // stripes with fewer good cells than they were written with
+	// Unfinished stripes were on their way when the power failed: nothing acknowledged is in them. Opening the array for writing
+	// completes them.
+	Unfinished int      `json:"unfinished"`
+	Faults     []string `json:"faults,omitempty"`
+	Losses     []Loss   `json:"losses,omitempty"`
 }
 
 // OK reports whether everything that was written is there.
@@ -43,11 +46,16 @@ func (a *Array) Check(ctx context.Context, opt CheckOptions) (CheckReport, error
 	rep := CheckReport{Bands: len(bands), Losses: append([]Loss(nil), a.losses...)}
 	a.mu.RUnlock()
 	r := a.newRecovery()
+	last, unclean := a.lastBulk(), a.opt.ReadOnly && !a.super.clean
 	for i, b := range bands {
 		err := a.eachStripe(ctx, b, func(w *wholeStripe) error {
 			void := b.kind == kindPacked && w.head.stripe > min(r.limit[b.num], a.log.acked.Load())
 			if void || (b.kind == kindBulk && b.epoch != a.epochNow() && w.goodCells() < int(w.head.data)) {
 				return nil // never acknowledged, or a torn stripe that no record names
+			}
+			if unclean && slices.Contains(w.bad[:w.width()], true) && (w.head.stripe > a.mark && b.kind == kindPacked || slices.Contains(last, b)) {
+				rep.Unfinished++
+				return nil
 			}
 			return a.checkStripe(w, &rep, opt)
 		})

@@ -345,6 +345,9 @@ func (a *Array) start(ctx context.Context) error {
 		a.log.err = ErrReadOnly
 		return nil
 	}
+	if err := a.completeBulk(ctx); err != nil {
+		return err
+	}
 	if err := a.resync(ctx, cut); err != nil {
 		return err
 	}

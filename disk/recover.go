@@ -12,9 +12,8 @@ import (
 // foundBand is what the scan learnt of a band.
 type foundBand struct {
 	*band
-	first  uint64 // number of the stripe in its first place, 0 when none is readable
-	begun  bool   // something was written behind the header
-	claims int    // extents whose header names it
+	first uint64 // number of the stripe in its first place, 0 when none is readable
+	begun bool   // something was written behind the header
 }
 
 // recovery is the state of one pass over the log.
@@ -26,20 +25,21 @@ type recovery struct {
 	limit map[uint64]uint64
 }
 
-// scanBatch is how many extents of a disk are looked at in one batch.
-const scanBatch = 64
+// scanBatch is how many extents of each disk are looked at in one batch.
+const scanBatch = 16
 
 // scanBands reads the first two blocks of every extent and builds the table of bands.
 func (a *Array) scanBands(ctx context.Context) error {
 	r := &recovery{a: a, found: map[uint64]*foundBand{}}
+	most := uint32(0)
 	for _, d := range a.disks {
-		if d.dev == nil || d.state == DiskForeign {
-			continue
+		if d.present() {
+			most = max(most, d.extents)
 		}
-		for e := uint32(0); e < d.extents; e += scanBatch {
-			if err := r.scanExtents(ctx, d, e, min(e+scanBatch, d.extents)); err != nil {
-				return err
-			}
+	}
+	for e := uint32(0); e < most; e += scanBatch {
+		if err := r.scanExtents(ctx, e, e+scanBatch); err != nil {
+			return err
 		}
 	}
 	r.dropVoid()
@@ -55,43 +55,52 @@ func (a *Array) scanBands(ctx context.Context) error {
 	return nil
 }
 
-// scanExtents looks at extents from..to-1 of one disk. What cannot be read is left to the copies on other members.
-func (r *recovery) scanExtents(ctx context.Context, d *disk, from, to uint32) error {
+// scanExtents looks at extents from..to-1 of every disk. What cannot be read is left to the copies on other members.
+func (r *recovery) scanExtents(ctx context.Context, from, to uint32) error {
 	a := r.a
 	const n = 2 * BlockSize
-	buf, err := a.meta.Get(ctx, int(to-from)*n)
+	buf, err := a.meta.Get(ctx, int(to-from)*len(a.disks)*n)
 	if err != nil {
 		return err
 	}
-	ops := make([]blockdev.Op, to-from)
+	var ops []blockdev.Op
+	var at []bandMember
 	defer func() { release(&buf, ops) }()
-	for i := range ops {
-		ops[i] = blockdev.Op{Dev: d.gi, Off: a.geo.extentOffset(from + uint32(i)), Buf: buf.Bytes()[i*n:][:n]}
+	for _, d := range a.disks {
+		for e := from; d.present() && e < min(to, d.extents); e++ {
+			mem := buf.Bytes()[len(ops)*n:][:n]
+			ops = append(ops, blockdev.Op{Dev: d.gi, Off: a.geo.extentOffset(e), Buf: mem})
+			at = append(at, bandMember{slot: d.slot, extent: e})
+		}
 	}
 	if err := a.group.Run(ops); err != nil {
 		return err
 	}
 	for i := range ops {
-		if ops[i].Err != nil {
-			continue
-		}
-		b, pos, err := a.codec.parseBand(ops[i].Buf[:BlockSize], d.id)
-		if err != nil || !a.plausible(b) || b.members[pos] != (bandMember{d.slot, from + uint32(i)}) {
-			continue
-		}
-		f := r.found[b.num]
-		if f == nil {
-			b.end = a.geo.extentBlocks()
-			f = &foundBand{band: b}
-			r.found[b.num] = f
-		}
-		f.claims++
-		h, err := a.codec.parse(ops[i].Buf[BlockSize:], place{disk: d.id, band: b.num, off: 1})
-		if err == nil && a.fits(&h, b) {
-			f.begun, f.first = true, h.stripe
+		if ops[i].Err == nil {
+			r.claim(at[i], ops[i].Buf)
 		}
 	}
 	return nil
+}
+
+// claim notes what the first two blocks of an extent say.
+func (r *recovery) claim(at bandMember, blocks []byte) {
+	a, id := r.a, r.a.disks[at.slot].id
+	b, pos, err := a.codec.parseBand(blocks[:BlockSize], id)
+	if err != nil || !a.plausible(b) || b.members[pos] != at {
+		return
+	}
+	f := r.found[b.num]
+	if f == nil {
+		b.end = a.geo.extentBlocks()
+		f = &foundBand{band: b}
+		r.found[b.num] = f
+	}
+	h, err := a.codec.parse(blocks[BlockSize:], place{disk: id, band: b.num, off: 1})
+	if err == nil && a.fits(&h, b) {
+		f.begun, f.first = true, h.stripe
+	}
 }
 
 // plausible reports whether a band read from a disk can exist in this array.
@@ -265,7 +274,9 @@ func (a *Array) recover(ctx context.Context) (uint64, error) {
 			return 0, fmt.Errorf("reset the state: %w", err)
 		}
 	}
-	return r.walk(ctx, from)
+	cut, err := r.walk(ctx, from)
+	a.mark = r.mark
+	return cut, err
 }
 
 func (a *Array) newRecovery() *recovery {
@@ -483,6 +494,37 @@ func (r *recovery) lost(band, from, to uint64) {
 	r.a.mu.Lock()
 	r.a.losses = append(r.a.losses, Loss{Band: band, From: from, To: to})
 	r.a.mu.Unlock()
+}
+
+// lastBulk returns the bulk bands that could have had stripes on their way when the last epoch ended: the newest two.
+func (a *Array) lastBulk() (last []*band) {
+	for _, b := range slices.Backward(a.sortedBands()) {
+		if b.kind == kindBulk && len(last) < 2 {
+			last = append(last, b)
+		}
+	}
+	return last
+}
+
+// completeBulk makes stripes whole that were on their way when the power failed. No record names them if any cell was missing,
+// but a check could not tell them from damaged ones.
+func (a *Array) completeBulk(ctx context.Context) error {
+	for _, b := range a.lastBulk() {
+		err := a.eachStripe(ctx, b, func(w *wholeStripe) error {
+			if w.goodCells() < int(w.head.data) || !slices.Contains(w.bad[:w.width()], true) {
+				return nil
+			}
+			failed, err := w.rewrite()
+			if err != nil {
+				return err
+			}
+			return a.lose(failed)
+		})
+		if err != nil {
+			return fmt.Errorf("complete bulk stripes: %w", err)
+		}
+	}
+	return nil
 }
 
 // resync brings disks that were away up to date: every cell that the bands of their last epoch and later put on them is verified

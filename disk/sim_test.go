@@ -418,6 +418,10 @@ func (s *sim) end() error {
 	if cut {
 		s.stats.cuts++
 	}
+	if !cut && len(s.flight) == 0 && len(s.a.log.queue) == 0 && s.rng.IntN(2) == 0 {
+		s.say("closed")
+		s.a.Close()
+	}
 	s.say("end: cut %v, %d of %d acknowledged", cut, s.acked, len(s.ops))
 	s.drop()
 	s.restart()
@@ -590,6 +594,10 @@ func (s *sim) final() error {
 	}
 	if err := s.verify(); err != nil {
 		return fmt.Errorf("final: %w", err)
+	}
+	rep, err := s.a.Check(context.Background(), CheckOptions{})
+	if err != nil || rep.Lost > 0 || (len(s.suspect) == 0 && !rep.OK()) {
+		return fmt.Errorf("final: check: %+v, %v", rep, err)
 	}
 	for i := range s.state.entries {
 		if err := s.readBack(i); err != nil {

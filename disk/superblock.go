@@ -59,6 +59,7 @@ type superblock struct {
 	geo      Geometry
 	diskSize int64
 	created  int64   // unix ms
+	clean    bool    // nothing was on its way when the array was closed
 	history  []epoch // newest first; history[0] is the current epoch
 	members  []memberEntry
 	keyArea  []byte
@@ -98,6 +99,9 @@ func (s *superblock) encode(copyNo int, key []byte) []byte {
 	le.PutUint64(b[56:], uint64(s.geo.ExtentSize))
 	le.PutUint64(b[64:], uint64(s.diskSize))
 	le.PutUint64(b[72:], uint64(s.created))
+	if s.clean {
+		b[80] = 1
+	}
 	p := superFixed
 	for _, m := range s.members {
 		copy(b[p:], m.id[:])
@@ -149,7 +153,7 @@ func decodeSuperblock(b []byte, copyNo int) (*superblock, error) {
 	copy(s.disk[:], b[32:])
 	s.geo = Geometry{Data: int(b[48]), Parity: int(b[49]), ExtentSize: int64(le.Uint64(b[56:]))}
 	members, history, area := int(b[50]), int(b[51]), int(le.Uint32(b[52:]))
-	s.diskSize, s.created = int64(le.Uint64(b[64:])), int64(le.Uint64(b[72:]))
+	s.diskSize, s.created, s.clean = int64(le.Uint64(b[64:])), int64(le.Uint64(b[72:])), b[80]&1 != 0
 	if history < 1 || history > maxHistory || area > maxKeyArea || s.slot >= members ||
 		s.geo.Validate(members) != nil || n != superFixed+members*memberSize+history*epochSize+area {
 		return nil, errSuperblock
@@ -186,7 +190,7 @@ func checkMAC(b, key []byte) error {
 
 // sameState reports whether two copies describe the same moment of the same disk.
 func (s *superblock) sameState(o *superblock) bool {
-	return s.array == o.array && s.disk == o.disk && s.slot == o.slot && s.geo == o.geo &&
+	return s.array == o.array && s.disk == o.disk && s.slot == o.slot && s.geo == o.geo && s.clean == o.clean &&
 		slices.Equal(s.history, o.history) && slices.Equal(s.members, o.members) && bytes.Equal(s.keyArea, o.keyArea)
 }
 
