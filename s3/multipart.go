@@ -52,20 +52,28 @@ func uploadType(algo object.Algo, composite bool) string {
 	return checksumType(object.Checksum{Algo: algo, Composite: composite})
 }
 
-// part reads what UploadPart and UploadPartCopy have in common.
-func (c *call) part() (id string, number int, sse object.SSE, err error) {
-	if id, err = c.uploadID(); err != nil {
-		return
+// partTarget is what UploadPart and UploadPartCopy have in common: where the part goes, and its customer key.
+type partTarget struct {
+	upload string
+	number int
+	sse    object.SSE
+}
+
+func (c *call) partTarget() (partTarget, error) {
+	var t partTarget
+	var err error
+	if t.upload, err = c.uploadID(); err != nil {
+		return t, err
 	}
-	if number, err = c.partNumber(); err != nil {
-		return
+	if t.number, err = c.partNumber(); err != nil {
+		return t, err
 	}
-	sse, err = readSSE(c.r)
-	return
+	t.sse, err = readSSE(c.r)
+	return t, err
 }
 
 func (s *Server) uploadPart(c *call) error {
-	id, number, sse, err := c.part()
+	t, err := c.partTarget()
 	if err != nil {
 		return err
 	}
@@ -74,12 +82,12 @@ func (s *Server) uploadPart(c *call) error {
 		return err
 	}
 	if u.claim.alg != nil {
-		if err := s.checkPartAlgorithm(c, id, u.claim.alg); err != nil {
+		if err := s.checkPartAlgorithm(c, t.upload, u.claim.alg); err != nil {
 			return err
 		}
 	}
-	p, err := s.opt.Store.PutPart(c.ctx, c.bucket, c.key, id, number, c.body, object.PartOptions{
-		Size: u.size, SSE: sse, Checksum: u.claim.algo(), NeedMD5: u.claim.md5 != nil, Check: u.check,
+	p, err := s.opt.Store.PutPart(c.ctx, c.bucket, c.key, t.upload, t.number, c.body, object.PartOptions{
+		Size: u.size, SSE: t.sse, Checksum: u.claim.algo(), NeedMD5: u.claim.md5 != nil, Check: u.check,
 	})
 	if err != nil {
 		return err
@@ -93,7 +101,7 @@ func (s *Server) uploadPart(c *call) error {
 	if alg := algorithmOf(sum.Algo); alg != nil {
 		set(out, alg.header, checksumText(sum, 0))
 	}
-	setSSE(out, sse)
+	setSSE(out, t.sse)
 	return c.empty(http.StatusOK)
 }
 
@@ -114,7 +122,7 @@ func (s *Server) checkPartAlgorithm(c *call, id string, got *algorithm) error {
 }
 
 func (s *Server) uploadPartCopy(c *call) error {
-	id, number, sse, err := c.part()
+	t, err := c.partTarget()
 	if err != nil {
 		return err
 	}
@@ -132,14 +140,14 @@ func (s *Server) uploadPartCopy(c *call) error {
 		}
 		return conditions(o)
 	}
-	p, err := s.opt.Store.CopyPart(c.ctx, src, c.bucket, c.key, id, number, object.PartOptions{Size: -1, SSE: sse})
+	p, err := s.opt.Store.CopyPart(c.ctx, src, c.bucket, c.key, t.upload, t.number, object.PartOptions{Size: -1, SSE: t.sse})
 	switch {
 	case errors.Is(err, object.ErrRange):
 		return s.badCopyRange(c, src)
 	case err != nil:
 		return sourceError(err, src)
 	}
-	setSSE(c.w.Header(), sse)
+	setSSE(c.w.Header(), t.sse)
 	return c.xml(copyPartXML{LastModified: xmlTime(p.Modified), ETag: quoteETag(p.ETag), checksumXML: checksumDoc(p.Checksum, 0)})
 }
 

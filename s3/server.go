@@ -172,8 +172,8 @@ type call struct {
 	body *body         // nil until authorised
 }
 
-// ServeHTTP implements http.Handler. The order of the steps is fixed: request id, limits, parse, authenticate, authorise, handle,
-// answer, observe.
+// ServeHTTP implements http.Handler. The order of the steps is fixed: request id, deadlines, parse, authenticate, authorise, open
+// the body, handle, answer, observe.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	start := time.Now()
 	c := &call{r: r, ctx: r.Context(), id: newRequestID()}
