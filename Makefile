@@ -5,6 +5,10 @@ DATA      ?= data
 FUZZTIME  ?= 5s
 BENCHTIME ?= 1s
 VERSION   ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+# As dpkg orders versions: v1.2-3-gabc becomes 1.2+3+gabc; without a tag everything is before 0.
+PKGVERSION = $(subst -,+,$(patsubst v%,%,$(if $(filter v%,$(VERSION)),,0~)$(VERSION)))
+# The time of the commit, so that the same source gives the same package.
+EPOCH      = $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
 ARCH      ?= $(shell $(GO) env GOARCH)
 
 TOOL      := $(GO) tool -modfile=tools.mod
@@ -63,10 +67,10 @@ soak: build test-tools ## the long form of the tests: hours
 package: ## build a Debian package in bin/ (ARCH=arm64 for the other architecture)
 	@mkdir -p bin/package
 	CGO_ENABLED=0 GOARCH=$(ARCH) $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/package/coffer ./daemon
-	CGO_ENABLED=0 $(GO) run -ldflags '$(LDFLAGS)' ./daemon man bin/package/man
+	SOURCE_DATE_EPOCH=$(EPOCH) CGO_ENABLED=0 $(GO) run -ldflags '$(LDFLAGS)' ./daemon man bin/package/man
 	gzip -9nf bin/package/man/*.8
 	CGO_ENABLED=0 $(GO) run -ldflags '$(LDFLAGS)' ./daemon completion bash > bin/package/coffer.bash
-	ARCH=$(ARCH) VERSION=$(patsubst v%,%,$(VERSION)) SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct 2>/dev/null || echo 0) \
+	ARCH=$(ARCH) VERSION=$(PKGVERSION) SOURCE_DATE_EPOCH=$(EPOCH) \
 		$(TOOL) nfpm package --config systemd/nfpm.yaml --packager deb --target bin/
 
 clean: ## remove what was built (not ./data)

@@ -56,8 +56,8 @@ const createHelp = `Create makes an array of the given disks: block devices, exi
 
 Without --data-shards and --parity the geometry follows from the number of disks:
 
-  disks    1    2    3    4    5    6    7    8    9    10   12   14   16    20
-  shape   1+0  1+1  2+1  2+2  3+2  4+2  5+2  6+2  7+2  7+3  9+3 11+3 12+4  16+4
+    disks  1    2    3    4    5    6    7    8    9    10   12   14    16    20
+    shape  1+0  1+1  2+1  2+2  3+2  4+2  5+2  6+2  7+2  7+3  9+3  11+3  12+4  16+4
 
 Any "parity" disks may be lost at a time. From 21 disks on stripes stay at 16+4 and rotate over all disks.
 

@@ -84,11 +84,12 @@ At boot it proves and measures the machine's crypto hardware and unseals its roo
 nothing readable reaches a disk.
 
 Exit codes:
-  0  done
-  1  the operation failed
-  2  wrong command, flag, argument or configuration
-  3  array status, array check: the array is degraded, damaged or cannot be opened
-  4  another coffer process works with the data directory`
+
+    0  done
+    1  the operation failed
+    2  wrong command, flag, argument or configuration
+    3  array status, array check: the array is degraded, damaged or cannot be opened
+    4  another coffer process works with the data directory`
 
 func newRootCommand(e env) *cobra.Command {
 	root := &cobra.Command{

@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"os"
-	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/cobra/doc"
@@ -26,9 +25,8 @@ func newManCommand() *cobra.Command {
 				return fmt.Errorf("write manual pages: %w", err)
 			}
 			root := cmd.Root()
-			root.DisableAutoGenTag = true // the same input gives the same page
-			epoch := time.Unix(0, 0).UTC()
-			header := &doc.GenManHeader{Section: "8", Source: "coffer " + version, Manual: "Coffer", Date: &epoch}
+			root.DisableAutoGenTag = true
+			header := &doc.GenManHeader{Section: "8", Source: "coffer " + version, Manual: "Coffer"} // dated by SOURCE_DATE_EPOCH
 			if err := doc.GenManTree(root, header, args[0]); err != nil {
 				return fmt.Errorf("write manual pages: %w", err)
 			}

@@ -47,9 +47,10 @@ SIGHUP reads the log level and the certificate again. The first SIGTERM or SIGIN
 end, for at most limits.shutdown; the second ends the process at once.
 
 Environment:
-  COFFER_ROOT_ACCESS_KEY, COFFER_ROOT_SECRET_KEY    root credentials
-  COFFER_DATA, COFFER_LISTEN, COFFER_HTTP, COFFER_ADMIN, COFFER_CONFIG    as the flags
-  COFFER_LOG_LEVEL, COFFER_LOG_FORMAT    as log.level and log.format of the configuration`
+
+    COFFER_ROOT_ACCESS_KEY, COFFER_ROOT_SECRET_KEY    root credentials
+    COFFER_DATA, COFFER_LISTEN, COFFER_HTTP, COFFER_ADMIN, COFFER_CONFIG    as the flags
+    COFFER_LOG_LEVEL, COFFER_LOG_FORMAT    as log.level and log.format of the configuration`
 
 func newServeCommand(e env) *cobra.Command {
 	var f serveFlags
