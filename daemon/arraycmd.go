@@ -20,6 +20,9 @@ import (
 	"coffer/kms"
 )
 
+// maxChosenData is the widest stripe that is chosen: wider ones save little space and cost more disks per read of a lost cell.
+const maxChosenData = 16
+
 // arrayFlags are common to the array commands.
 type arrayFlags struct {
 	serveFlags
@@ -89,8 +92,8 @@ func newCreateCommand(e env) *cobra.Command {
 			if len(opt.disks) == 0 {
 				return usageError{errors.New("no disks: give each with --disk")}
 			}
-			if opt.geometry.Parity != 0 && opt.geometry.Data == 0 && !cmd.Flags().Changed("data-shards") {
-				opt.geometry.Data = len(opt.disks) - opt.geometry.Parity
+			if err := completeShape(&opt, cmd.Flags().Changed("data-shards"), cmd.Flags().Changed("parity")); err != nil {
+				return err
 			}
 			plan, err := planArray(&opt)
 			if err != nil {
@@ -122,6 +125,23 @@ func newCreateCommand(e env) *cobra.Command {
 	fl.BoolVar(&dryRun, "dry-run", false, "show what would be made and write nothing")
 	fl.BoolVar(&yes, "yes", false, "do not ask")
 	return cmd
+}
+
+// completeShape chooses the one of data and parity that was not given beside the other: as many data cells as the disks leave, or
+// as much parity as it would have been without, if the disks leave so much.
+func completeShape(opt *createOptions, dataGiven, parityGiven bool) error {
+	n := len(opt.disks)
+	_, parity, err := disk.ChooseGeometry(n)
+	if err != nil {
+		return usageError{err}
+	}
+	switch g := &opt.geometry; {
+	case dataGiven && !parityGiven:
+		g.Parity = max(0, min(n-g.Data, parity))
+	case parityGiven && !dataGiven:
+		g.Data = min(n-g.Parity, maxChosenData)
+	}
+	return nil
 }
 
 // confirm asks whether the plan on the screen is to be carried out.

@@ -7,8 +7,10 @@ import (
 	"go/parser"
 	"go/token"
 	"io"
+	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -127,6 +129,22 @@ func TestPackageForm(t *testing.T) {
 		}
 		if !strings.HasPrefix(comment, want) || len(comment) < least {
 			t.Errorf("%s: want a package comment that begins with %q and says what the package promises, got %q", p.ImportPath, want, comment)
+		}
+	}
+}
+
+// Links in the documents lead somewhere.
+func TestDocumentLinks(t *testing.T) {
+	docs, err := filepath.Glob("../docs/*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	link := regexp.MustCompile(`\]\(([^)#:]+)(#[^)]*)?\)`)
+	for _, doc := range append(docs, "../README.md") {
+		for _, m := range link.FindAllStringSubmatch(string(readFile(t, doc)), -1) {
+			if _, err := os.Stat(filepath.Join(filepath.Dir(doc), m[1])); err != nil {
+				t.Errorf("%s links to %s: %v", doc, m[1], err)
+			}
 		}
 	}
 }

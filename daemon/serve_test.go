@@ -60,7 +60,7 @@ type instance struct {
 func startDaemon(t *testing.T, dir string, vars map[string]string, args ...string) *instance {
 	t.Helper()
 	in := &instance{dir: dir, exit: make(chan int, 1)}
-	conf := writeTemp(t, "coffer.yaml", "embedded_disk_size: 256MiB\nlog: {level: debug}\nhardware: {skip_benchmark: true}\n")
+	conf := writeTemp(t, "coffer.yaml", "embedded_disk_size: 256MiB\nlog: {level: debug}\n")
 	ctx, cancel := context.WithCancel(context.Background())
 	in.stop = cancel
 	args = append([]string{"serve", "--data", dir, "--config", conf, "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--admin", "127.0.0.1:0"}, args...)
@@ -283,6 +283,7 @@ func testAdmin(t *testing.T, in *instance) {
 		`coffer_s3_sent_bytes_total{op="GetObject"}`,
 		`coffer_crypto_seconds_total{op="seal",path="`,
 		`coffer_crypto_path_chosen{path="`,
+		`",primitive="reed-solomon",size="65536"} `,
 		`coffer_array_state{state="healthy"} 1`,
 		`coffer_disk_state{disk="5",state="healthy"} 1`,
 		`coffer_disk_durable_write_duration_seconds_count{disk="0"}`,
