@@ -343,6 +343,9 @@ func trimSuper(b []byte) []byte {
 
 // WriteKeyArea writes the current key area to all superblocks: after a key slot or epoch was added.
 func (a *Array) WriteKeyArea() error {
+	if err := a.log.stopped(); err != nil {
+		return fmt.Errorf("write key area: %w", err)
+	}
 	a.gate.Lock()
 	defer a.gate.Unlock()
 	a.mu.Lock()

@@ -67,6 +67,9 @@ func (a *Array) NewStripe(ctx context.Context, segments int) (*StripeWriter, err
 	if segments < 1 || segments > a.MaxStripeSegments() {
 		panic(fmt.Sprintf("disk: stripe of %d segments", segments))
 	}
+	if err := a.log.stopped(); err != nil {
+		return nil, err
+	}
 	a.mu.RLock()
 	live := a.liveLocked()
 	a.mu.RUnlock()
@@ -140,35 +143,26 @@ func (w *StripeWriter) Commit(ctx context.Context) (Stripe, error) {
 	}
 	for {
 		s, err := w.try(ctx, &ops)
-		fence := (*fenceError)(nil)
-		if !errors.As(err, &fence) {
-			return s, err
-		}
-		if slices.ContainsFunc(ops, func(o blockdev.Op) bool { return o.Stuck }) {
-			if err := w.move(ctx, ops); err != nil {
+		fence, shape := (*fenceError)(nil), (*shapeError)(nil)
+		switch {
+		case errors.As(err, &fence):
+			if err := w.a.log.fail(fence.slots); err != nil {
 				return Stripe{}, err
 			}
-			ops = nil
+			if slices.ContainsFunc(ops, func(o blockdev.Op) bool { return o.Stuck }) {
+				shape = &shapeError{data: w.data, parity: w.parity}
+			}
+		case !errors.As(err, &shape):
+			return s, err
 		}
-		if err := w.a.log.fail(fence.slots); err != nil {
-			return Stripe{}, err
+		if shape != nil {
+			err := w.reshape(ctx, *shape, ops)
+			ops = nil // the memory they named is given up
+			if err != nil {
+				return Stripe{}, err
+			}
 		}
 	}
-}
-
-// move copies the stripe out of memory that the kernel still holds.
-func (w *StripeWriter) move(ctx context.Context, ops []blockdev.Op) error {
-	buf, err := w.a.arena.Get(ctx, len(w.buf.Bytes()))
-	if err != nil {
-		return err
-	}
-	copy(buf.Bytes(), w.buf.Bytes())
-	w.buf.Abandon(ops)
-	w.buf = buf
-	crcs, rows := w.crcs, w.rowsDone
-	w.cut()
-	w.crcs, w.rowsDone = crcs, rows
-	return nil
 }
 
 // shrink drops slots that were not used and completes parity and checksums: missing segments of the last row are zeros.
@@ -203,9 +197,7 @@ func (w *StripeWriter) try(ctx context.Context, ops *[]blockdev.Op) (Stripe, err
 	defer a.gate.RUnlock()
 	b, err := a.bulk.reserve(ctx, a, func(width, parity int) (uint32, error) {
 		if w.data+w.parity > width || w.parity != parity {
-			if err := w.reshape(ctx, width-parity, parity); err != nil {
-				return 0, err
-			}
+			return 0, &shapeError{data: min(width-parity, w.segments), parity: parity}
 		}
 		return uint32(w.cellBytes() / BlockSize), nil
 	})
@@ -231,32 +223,40 @@ func (w *StripeWriter) try(ctx context.Context, ops *[]blockdev.Op) (Stripe, err
 	return Stripe{Band: b.band.num, Off: b.off, Data: uint8(w.data), Segments: uint16(w.segments)}, nil
 }
 
-// reshape lays the segments out anew for another number of cells: disks have left since the stripe was begun.
-func (w *StripeWriter) reshape(ctx context.Context, data, parity int) error {
-	n := *w
-	n.data, n.parity = min(data, w.segments), parity
-	if n.cellBytes() > int(w.a.geo.ExtentSize)-BlockSize {
-		return fmt.Errorf("lay out %d segments over %d cells: %w", w.segments, n.data, ErrTooLarge)
-	}
-	buf, err := w.a.arena.Get(ctx, (n.data+n.parity)*n.cellBytes())
-	if err != nil {
-		return err
-	}
-	n.buf = buf
-	n.cut()
+// shapeError says that a stripe must be laid out anew, for this number of cells, before it fits the open band.
+type shapeError struct{ data, parity int }
+
+func (e *shapeError) Error() string {
+	return fmt.Sprintf("stripe must be laid out as %d+%d cells", e.data, e.parity)
+}
+
+// reshape lays the segments out anew: disks have left since the stripe was begun, or the kernel still holds its memory. They wait
+// outside of the arena meanwhile, for were every stripe to hold its memory and ask for more, none would get any.
+func (w *StripeWriter) reshape(ctx context.Context, to shapeError, ops []blockdev.Op) error {
+	segs := make([]byte, w.segments*SegmentSize)
 	for i := range w.segments {
-		copy(n.Slot(i), w.Slot(i))
+		copy(segs[i*SegmentSize:], w.Slot(i))
 	}
-	for i := w.segments; i < n.rows()*n.data; i++ {
-		clear(n.Slot(i))
+	release(&w.buf, ops)
+	w.buf = blockdev.Buf{}
+	w.data, w.parity = to.data, to.parity
+	if w.cellBytes() > int(w.a.geo.ExtentSize)-BlockSize {
+		return fmt.Errorf("lay out %d segments over %d cells: %w", w.segments, w.data, ErrTooLarge)
 	}
-	if err := n.protectRows(n.rows()); err != nil {
-		buf.Release()
-		return err
+	buf, err := w.a.arena.Get(ctx, (w.data+w.parity)*w.cellBytes())
+	if err != nil {
+		return fmt.Errorf("get stripe buffers: %w", err)
 	}
-	w.buf.Release()
-	*w = n
-	return nil
+	w.buf = buf
+	w.cut()
+	for i := range w.rows() * w.data {
+		if i < w.segments {
+			copy(w.Slot(i), segs[i*SegmentSize:])
+		} else {
+			clear(w.Slot(i))
+		}
+	}
+	return w.protectRows(w.rows())
 }
 
 // bulkStream hands out places in the bulk bands.

@@ -38,6 +38,7 @@ type packedLog struct {
 	reserved bool            // the open band comes from the reserve: essential records only
 	applying bool            // a writer applies finished stripes
 	paused   bool            // a disk failed: nothing new until the next epoch has begun
+	closing  bool            // nothing new is taken
 	failed   []int
 	err      error // why the log has stopped
 
@@ -94,6 +95,9 @@ func (p *packedLog) enqueue(r *request) error {
 	}
 	if p.err != nil {
 		return p.err
+	}
+	if p.closing {
+		return ErrClosed
 	}
 	if p.reserved && p.band != nil && !r.rec.Essential {
 		return fmt.Errorf("append: %w", ErrFull)
@@ -325,6 +329,13 @@ func (p *packedLog) fail(slots []int) error {
 	return p.err
 }
 
+// stopped returns why nothing can be written any more, nil if it can.
+func (p *packedLog) stopped() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.err
+}
+
 // stop ends the log: an outcome is unknown, so nothing more may be promised until the array is opened again.
 func (p *packedLog) stop(err error) {
 	p.mu.Lock()
@@ -358,10 +369,11 @@ func (p *packedLog) abandon() {
 	}
 }
 
-// drain waits until nothing is queued or in flight.
+// drain takes nothing new and waits until nothing is queued or in flight.
 func (p *packedLog) drain() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.closing = true
 	for p.err == nil && (len(p.queue) > 0 || len(p.inflight) > 0 || p.applying || p.opening) {
 		p.await()
 	}
