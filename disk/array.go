@@ -29,9 +29,9 @@ type Array struct {
 	geo    Geometry
 	codec  *codec
 	group  blockdev.Group
-	// Three arenas, so that those who wait for one kind of buffer never hold back those who could free another: bulk stripes
-	// being filled; views being read; packed stripes, superblocks and repair.
-	arena, reads, meta *blockdev.Arena
+	// Four arenas, so that those who wait for one kind of buffer never hold back those who could free another: bulk stripes
+	// being filled; views being read; cells read to rebuild others, for a view or a repair; packed stripes and superblocks.
+	arena, reads, rebuild, meta *blockdev.Arena
 	slotOf             []int // group index -> slot
 	log                *packedLog
 	bulk               bulkStream
@@ -399,7 +399,7 @@ func (a *Array) closeDevices() error {
 		err = errors.Join(err, a.group.Device(i).Close())
 	}
 	if a.opt.arenas == nil {
-		err = errors.Join(err, a.arena.Close(), a.reads.Close(), a.meta.Close())
+		err = errors.Join(err, a.arena.Close(), a.reads.Close(), a.rebuild.Close(), a.meta.Close())
 	}
 	return err
 }

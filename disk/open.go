@@ -304,11 +304,11 @@ func newArray(opt Options, devs []blockdev.Device, head *superblock, disks []*di
 	if opt.Crypto != nil {
 		a.encoded, a.rebuilt = opt.Crypto.Meter(hw.ReedSolomon, hw.Encode), opt.Crypto.Meter(hw.ReedSolomon, hw.Reconstruct)
 	}
-	arenas := opt.arenas
-	if arenas == nil {
-		arenas = &[3]*blockdev.Arena{newArena(limit / 2), newArena(limit / 2), newArena(small)}
+	if s := opt.arenas; s != nil {
+		a.arena, a.reads, a.rebuild, a.meta = s[0], s[1], s[1], s[2]
+	} else {
+		a.arena, a.reads, a.rebuild, a.meta = newArena(limit/2), newArena(limit/2), newArena(small), newArena(small)
 	}
-	a.arena, a.reads, a.meta = arenas[0], arenas[1], arenas[2]
 	for i := range a.slotOf {
 		a.slotOf[i] = -1
 	}

@@ -190,7 +190,7 @@ func (v *View) degraded(ctx context.Context) error {
 // false, or whose read fails. The result is by role; done gives the memory back.
 func (a *Array) rebuildRange(ctx context.Context, b *band, off uint32, data, at, n int, use func(role int) bool) ([][]byte, func(), error) {
 	width := data + b.parity
-	buf, err := a.reads.Get(ctx, width*n)
+	buf, err := a.rebuild.Get(ctx, width*n)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -332,7 +332,7 @@ func (v *View) fresh(ctx context.Context, p []byte) error {
 
 // anyHeader reads headers at a stripe's offset until one is valid.
 func (a *Array) anyHeader(ctx context.Context, b *band, off uint32) (header, error) {
-	buf, err := a.reads.Get(ctx, BlockSize)
+	buf, err := a.rebuild.Get(ctx, BlockSize)
 	if err != nil {
 		return header{}, err
 	}

@@ -36,7 +36,7 @@ func (w *wholeStripe) goodCells() (n int) {
 func (a *Array) readWhole(ctx context.Context, b *band, like header) (*wholeStripe, error) {
 	w := &wholeStripe{a: a, band: b, head: like}
 	n, size := w.width(), int(like.blocks)*BlockSize
-	buf, err := a.reads.Get(ctx, n*size)
+	buf, err := a.rebuild.Get(ctx, n*size)
 	if err != nil {
 		return nil, err
 	}

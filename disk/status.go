@@ -104,7 +104,7 @@ func (a *Array) Status() Status {
 	usable := a.geo.ExtentSize - BlockSize
 	s.Capacity = extents / int64(a.geo.width()) * int64(a.geo.Data) * usable
 	s.Free = int64(max(a.bandsLeft()-reserveBands, 0)) * int64(a.geo.Data) * usable
-	for _, arena := range []*blockdev.Arena{a.arena, a.reads, a.meta} {
+	for _, arena := range []*blockdev.Arena{a.arena, a.reads, a.rebuild, a.meta} {
 		n, _ := arena.Stats()
 		s.BufferBytes += n
 	}
