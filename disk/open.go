@@ -181,15 +181,20 @@ func (s *Set) place(head, sb *superblock, i int, disks []*disk) error {
 		return fmt.Errorf("%w: %s says it is disk %x in slot %d, which the array does not know", ErrMembership, dev.Path(), sb.disk, sb.slot)
 	}
 	d := disks[sb.slot]
+	torn := s.tornCopies(i, sb)
 	if d.dev != nil {
-		return fmt.Errorf("%w: %s and %s are both disk %x: one is a copy", ErrMembership, d.path, dev.Path(), d.id)
-	}
-	d.dev, d.gi, d.path, d.super = dev, i, dev.Path(), sb
-	for c, b := range s.raw[i] {
-		if got, err := decodeSuperblock(b, c); err != nil || !got.sameState(sb) {
-			d.torn = append(d.torn, c)
+		// Misdirected writes can put some copies of a disk's superblock on another disk; a cloned disk has them all.
+		switch here, there := len(torn) <= 1, len(d.torn) <= 1; {
+		case here && there:
+			return fmt.Errorf("%w: %s and %s are both disk %x: one is a copy", ErrMembership, d.path, dev.Path(), d.id)
+		case there:
+			return nil
+		case !here:
+			d.dev, d.state, d.reason = nil, DiskMissing, "its superblock is damaged on every device that could be it"
+			return nil
 		}
 	}
+	d.dev, d.gi, d.path, d.super, d.torn = dev, i, dev.Path(), sb, torn
 	switch {
 	case !head.knows(sb.epoch()):
 		d.state, d.reason = DiskForeign, "its history left the array's: it was written elsewhere"
@@ -201,6 +206,16 @@ func (s *Set) place(head, sb *superblock, i int, disks []*disk) error {
 		d.state, d.reason = DiskHealthy, ""
 	}
 	return nil
+}
+
+// tornCopies lists the copies on device i that are not like sb.
+func (s *Set) tornCopies(i int, sb *superblock) (torn []int) {
+	for c, b := range s.raw[i] {
+		if got, err := decodeSuperblock(b, c); err != nil || !got.sameState(sb) {
+			torn = append(torn, c)
+		}
+	}
+	return torn
 }
 
 // chooseHead returns the superblock with the highest epoch whose history explains enough of the disks.

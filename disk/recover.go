@@ -630,7 +630,7 @@ func (a *Array) eachStripe(ctx context.Context, b *band, fn func(*wholeStripe) e
 			at = h.off
 			break
 		}
-		if at == 0 {
+		if at <= off {
 			return nil
 		}
 		off = at
