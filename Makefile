@@ -30,7 +30,6 @@ run: build ## build and serve on ./data: https://127.0.0.1:9000
 test: build test-tools ## install what the tests need and run all of them
 	$(GO) test -timeout 30m ./...
 	@set -e; for d in $(NESTED); do echo "== $$d"; (cd $$d && $(GO) test -timeout 30m ./...); done
-	@if [ -x bench/clients/run ]; then bench/clients/run; fi
 
 # Installs only what is missing, so that a second run costs nothing. A missing client is skipped by the tests, which say so.
 test-tools:
@@ -62,7 +61,6 @@ fuzz: ## run each fuzz target for FUZZTIME (5s)
 soak: build test-tools ## the long form of the tests: hours
 	COFFER_SOAK=1 $(GO) test -count 1 -timeout 6h ./...
 	@set -e; for d in $(NESTED); do echo "== $$d"; (cd $$d && COFFER_SOAK=1 $(GO) test -count 1 -timeout 6h ./...); done
-	@if [ -x bench/clients/run ]; then COFFER_SOAK=1 bench/clients/run; fi
 
 package: ## build a Debian package in bin/ (ARCH=arm64 for the other architecture)
 	@mkdir -p bin/package
