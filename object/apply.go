@@ -62,7 +62,7 @@ func addBand(list []bandBytes, band uint64, n int64) []bandBytes {
 
 // contentOf returns the content of an index value's body, for space accounting.
 func contentOf(body []byte) (*content, error) {
-	_, k, err := open(body[:min(len(body), 2)])
+	k, err := kindOf(body)
 	if err != nil {
 		return nil, err
 	}
@@ -171,7 +171,7 @@ func (s *Store) Reset() error {
 
 func (a *applier) apply(e *disk.Entry) error {
 	a.bytes += int64(len(e.Body))
-	_, k, err := open(e.Body[:min(len(e.Body), 2)])
+	k, err := kindOf(e.Body)
 	if err != nil {
 		return err
 	}

@@ -430,17 +430,24 @@ func (d *decoder) meta(storageClass string) Meta {
 		User: d.stringMap(), Tags: d.stringMap()}
 }
 
-// open begins to read a body: it returns the kind.
-func open(body []byte) (decoder, kind, error) {
-	d := decoder{s: string(body)}
-	v, k := d.byte(), kind(d.byte())
+// kindOf returns the kind of a body.
+func kindOf(body []byte) (kind, error) {
 	switch {
-	case d.bad || v == 0 || k == 0:
-		return d, 0, errRecord
-	case v != bodyVersion || k >= kindMax:
-		return d, 0, errVersion
+	case len(body) < 2 || body[0] == 0 || body[1] == 0:
+		return 0, errRecord
+	case body[0] != bodyVersion || kind(body[1]) >= kindMax:
+		return 0, errVersion
 	}
-	return d, k, nil
+	return kind(body[1]), nil
+}
+
+// open begins to read a body behind its kind.
+func open(body []byte) (decoder, kind, error) {
+	k, err := kindOf(body)
+	if err != nil {
+		return decoder{}, 0, err
+	}
+	return decoder{s: string(body[2:])}, k, nil
 }
 
 // depth says how much of an object's record is wanted.

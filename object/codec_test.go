@@ -56,7 +56,7 @@ func sampleRecords() map[string]interface{ appendTo([]byte) []byte } {
 
 // decodeAny decodes a body of any kind.
 func decodeAny(body []byte) (interface{ appendTo([]byte) []byte }, error) {
-	_, k, err := open(body)
+	k, err := kindOf(body)
 	if err != nil {
 		return nil, err
 	}

@@ -8,7 +8,6 @@ package seal
 
 import (
 	"crypto/cipher"
-	"crypto/hkdf"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/binary"
@@ -44,6 +43,8 @@ const (
 	nonceSize  = 12
 	aadSize    = 33 // array id, data id, algorithm
 	maxAADSize = aadSize + nonceSize
+
+	maxKeySize = 64
 )
 
 // keyLabel separates stream keys from everything else derived from a data key.
@@ -170,13 +171,12 @@ func NewStream(e Engine, p Params) (*Stream, error) {
 	if !ok {
 		return nil, fmt.Errorf("open stream: unknown algorithm %d", p.Algorithm)
 	}
-	key, err := streamKey(p, f.keySize)
-	if err != nil {
-		return nil, fmt.Errorf("derive stream key: %w", err)
-	}
-	defer clear(key)
 	s := &Stream{alg: p.Algorithm, plain: f.plain}
-	if s.aead, err = newAEAD(e, f.primitive, key); err != nil {
+	var key [maxKeySize]byte
+	defer clear(key[:])
+	streamKey(&key, &p)
+	var err error
+	if s.aead, err = newAEAD(e, f.primitive, key[:f.keySize]); err != nil {
 		return nil, fmt.Errorf("open stream: %w", err)
 	}
 	copy(s.aad[:], p.Array[:])
@@ -186,11 +186,41 @@ func NewStream(e Engine, p Params) (*Stream, error) {
 }
 
 // streamKey is HKDF-SHA-256 (RFC 5869) of the data key with the data id as salt, so that even equal data keys give unrelated
-// streams, and one data key never serves two algorithms.
-func streamKey(p Params, size int) ([]byte, error) {
-	info := append(make([]byte, 0, len(keyLabel)+1), keyLabel...)
-	info = append(info, byte(p.Algorithm))
-	return hkdf.Key(sha256.New, p.DataKey[:], p.DataID[:], string(info), size)
+// streams, and one data key never serves two algorithms. It is written out because crypto/hkdf allocates 17 times, which a small object
+// would notice; the vectors hold it to the RFC.
+func streamKey(key *[maxKeySize]byte, p *Params) {
+	var prk, t [sha256.Size]byte
+	var msg [sha256.Size + len(keyLabel) + 2]byte
+	hmacSHA256(&prk, p.DataID[:], p.DataKey[:])
+	n := 0 // of the previous block in msg: none before the first
+	for i := range maxKeySize / sha256.Size {
+		m := append(msg[:n], keyLabel...)
+		m = append(m, byte(p.Algorithm), byte(i+1))
+		hmacSHA256(&t, prk[:], m)
+		copy(key[i*sha256.Size:], t[:])
+		n = copy(msg[:], t[:])
+	}
+	clear(prk[:])
+	clear(t[:])
+	clear(msg[:])
+}
+
+// hmacSHA256 is RFC 2104 for keys of at most a block and short messages, without allocations.
+func hmacSHA256(out *[sha256.Size]byte, key, msg []byte) {
+	var buf [2 * sha256.BlockSize]byte
+	pad := func(x byte, rest []byte) []byte {
+		for i := range sha256.BlockSize {
+			buf[i] = x
+		}
+		for i, k := range key {
+			buf[i] ^= k
+		}
+		return buf[:sha256.BlockSize+copy(buf[sha256.BlockSize:], rest)]
+	}
+	inner := sha256.Sum256(pad(0x36, msg))
+	*out = sha256.Sum256(pad(0x5c, inner[:]))
+	clear(buf[:])
+	clear(inner[:])
 }
 
 // PlainSize is how many bytes of plaintext a full segment carries.
