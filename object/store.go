@@ -98,7 +98,7 @@ func New(opt Options) (*Store, error) {
 		digests: newDigests(opt.Crypto), wake: make(chan struct{}, 1)}
 	for a := range s.meters {
 		if p := seal.Algorithm(a).Primitive(); p != "" {
-			s.meters[a] = sealMeters{opt.Crypto.Meter(p, hw.Seal), opt.Crypto.Meter(p, hw.Open)}
+			s.meters[a] = sealMeters{seal.Meter(opt.Crypto, p, hw.Seal), seal.Meter(opt.Crypto, p, hw.Open)}
 		}
 	}
 	s.locks.seed = maphash.MakeSeed()
