@@ -126,4 +126,8 @@ func TestAllocations(t *testing.T) {
 	})
 	get := testing.AllocsPerRun(200, func() { f.want("k", pattern(4096, 0), GetOptions{}) })
 	t.Logf("4 KiB: put %v, get %v allocations with the test's own", put, get)
+	// Twice what was measured: the race detector empties pools at random.
+	if put > 64 || get > 40 {
+		t.Errorf("4 KiB: put %v, get %v allocations", put, get)
+	}
 }
