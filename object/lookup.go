@@ -51,11 +51,6 @@ type lookupBuf struct{ key, val []byte }
 
 var lookupBufs = sync.Pool{New: func() any { return new(lookupBuf) }}
 
-// getter is the index, or a batch that will change it.
-type getter interface {
-	Get(key, dst []byte) (val []byte, ok bool, err error)
-}
-
 // loadObject returns the current object of a key, errAbsent if there is none.
 func (s *Store) loadObject(bucket uint64, key string, want depth) (*objectRecord, disk.Loc, error) {
 	buf := lookupBufs.Get().(*lookupBuf)

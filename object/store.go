@@ -113,8 +113,11 @@ func New(opt Options) (*Store, error) {
 	return s, nil
 }
 
-// Start takes the log into use, which has been replayed into the Store, and starts the checkpoints.
+// Start takes the log into use, which has been replayed into the Store, and starts the checkpoints. It comes once.
 func (s *Store) Start(log Log) {
+	if s.stop != nil {
+		panic("object: Store started twice")
+	}
 	s.log.Store(&logRef{log})
 	ctx, stop := context.WithCancel(context.Background())
 	s.stop = stop
