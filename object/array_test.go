@@ -57,8 +57,9 @@ func TestOnDisks(t *testing.T) {
 	bodies := map[string][]byte{}
 	for i, n := range []int{0, 1, 4096, 131040, 131041, 1 << 20, 3<<20 + 7} {
 		key := fmt.Sprint("k", n)
-		bodies[key] = pattern(n, byte(i))
-		wg.Go(func() { f.put(key, bodies[key], PutOptions{}) })
+		body := pattern(n, byte(i))
+		bodies[key] = body
+		wg.Go(func() { f.put(key, body, PutOptions{}) })
 	}
 	wg.Wait()
 	u := f.upload("multi", UploadOptions{})

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"sync"
 	"testing"
 
 	"coffer/hw"
@@ -19,9 +20,11 @@ var update = flag.Bool("update", false, "rewrite testdata/vectors.json")
 
 var algorithms = []Algorithm{AES256GCM, ChaCha20Poly1305, AES256CBCHMACSHA512}
 
+var probe = sync.OnceValues(func() (*hw.Engine, error) { return hw.Probe(hw.Options{SkipBench: true}) })
+
 func engine(t testing.TB) *hw.Engine {
 	t.Helper()
-	e, err := hw.Probe(hw.Options{SkipBench: true})
+	e, err := probe()
 	if err != nil {
 		t.Fatal(err)
 	}
