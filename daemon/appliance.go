@@ -48,10 +48,13 @@ func diskPaths(cfg *Config, dir dataDir) ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find disks: %w", err)
 	}
-	if len(files) == 0 {
-		return nil, errNoArray
+	for _, f := range files {
+		// Files without superblocks and no note of an array: a first start was cut short, and begins again.
+		if holds, err := disk.Inspect(f); err != nil || holds != "" {
+			return files, nil
+		}
 	}
-	return files, nil
+	return nil, errNoArray
 }
 
 // readSecret reads a secret of one line. The caller wipes it.
@@ -152,7 +155,7 @@ func openAppliance(ctx context.Context, cfg *Config, getenv func(string) string,
 	if err := keys.Warning(); err != nil {
 		log.Warn("keys are not locked into memory", "cause", err)
 	}
-	opt := disk.Options{Paths: paths, Keys: keys, Crypto: crypto, Degraded: cfg.AllowDegraded, ReadOnly: mode.readOnly,
+	opt := disk.Options{Keys: keys, Crypto: crypto, Degraded: cfg.AllowDegraded, ReadOnly: mode.readOnly,
 		Rebuild: mode.rebuild, Logger: log}
 	if !mode.readOnly {
 		app.store, err = object.New(object.Options{IndexDir: dir.index(), Rebuild: mode.rebuild, Keys: keys, Crypto: crypto,

@@ -32,10 +32,10 @@ type Array struct {
 	// Four arenas, so that those who wait for one kind of buffer never hold back those who could free another: bulk stripes
 	// being filled; views being read; cells read to rebuild others, for a view or a repair; packed stripes and superblocks.
 	arena, reads, rebuild, meta *blockdev.Arena
-	slotOf             []int // group index -> slot
-	log                *packedLog
-	bulk               bulkStream
-	stats              counters
+	slotOf                      []int // group index -> slot
+	log                         *packedLog
+	bulk                        bulkStream
+	stats                       counters
 	// encoded and rebuilt count the bytes and time of parity and reconstruction.
 	encoded, rebuilt *hw.Meter
 

@@ -41,7 +41,6 @@ type header struct {
 	parity    uint8
 	width     uint8 // members of the band
 	rot       uint8 // the member that holds role 0
-	array     diskID
 	disk      diskID
 	band      uint64
 	stripe    uint64

@@ -139,8 +139,6 @@ func (g Geometry) Validate(n int) error {
 
 // Options open an array.
 type Options struct {
-	// Paths name the disks, in any order: members are recognised by their superblocks.
-	Paths []string
 	// Keys open what Probe found.
 	Keys Keys
 	// State is replayed up to date before Open returns.
@@ -161,12 +159,11 @@ type Options struct {
 	PreferPool bool
 	Logger     *slog.Logger
 
-	devices []blockdev.Device                               // tests: instead of Paths
-	group   func([]blockdev.Device) (blockdev.Group, error) // tests: the simulator's group
-	manual  func()                                          // tests: no goroutines; called instead of waiting for another
-	arenas  *[3]*blockdev.Arena                             // tests: shared by many arrays
-	rand    func([]byte)                                    // tests: nonces and ids from a seed
-	faults  faults                                          // tests: seeded bugs
+	group  func([]blockdev.Device) (blockdev.Group, error) // tests: the simulator's group
+	manual func()                                          // tests: no goroutines; called instead of waiting for another
+	arenas *[3]*blockdev.Arena                             // tests: shared by many arrays
+	rand   func([]byte)                                    // tests: nonces and ids from a seed
+	faults faults                                          // tests: seeded bugs
 }
 
 // faults are bugs that tests switch on to prove that the simulation would catch them (docs/testing.md).

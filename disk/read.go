@@ -21,7 +21,6 @@ type View struct {
 	n      int
 	loc    Loc // packed only
 	start  int // of the first byte wanted in the buffer, packed
-	row0   int // bulk: first row read
 	cells  [MaxWidth]readCell
 	fixed  map[int][]byte // segments that Repair found, by index
 }

@@ -210,9 +210,7 @@ func simulateStats(seed uint64, bugs faults, kinds blockdev.FaultKind, trace boo
 	if kinds != simKinds {
 		hurt = shape.parity
 	}
-	for _, slot := range s.rng.Perm(shape.n)[:hurt] {
-		s.suspect = append(s.suspect, slot)
-	}
+	s.suspect = append(s.suspect, s.rng.Perm(shape.n)[:hurt]...)
 	for range 3 + s.rng.IntN(5) {
 		if err := s.life(); err != nil {
 			return s.stats, err
