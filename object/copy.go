@@ -48,6 +48,8 @@ func (s *Store) copy(ctx context.Context, src *CopySource, bucket, key string, o
 	if o.ReplaceTags {
 		meta.Tags = o.Meta.Tags
 	}
+	// These two are never the source's: a copy without them has the defaults (CopyObject, "Metadata").
+	meta.StorageClass, meta.WebsiteRedirect = o.Meta.StorageClass, o.Meta.WebsiteRedirect
 	algo := o.Checksum
 	if algo == AlgoNone {
 		algo = r.obj.Checksum.Algo
