@@ -1,0 +1,10 @@
+// Package clients drives a real coffer daemon with the clients that people have: rclone, s3cmd, aws cli, boto3, minio-go and
+// aws-sdk-go-v2, all over TLS with the private CA. It is a module of its own, so that their dependencies stay out of the product's.
+//
+// It promises that each test uses a data directory of its own, that nothing of it is left behind, and that what did not run is
+// counted and named at the end of the output with its reason: an absent client is never a silent success. It does not promise to
+// find faults that need more than a killed process, such as lost writes of a disk; package disk simulates those.
+//
+// COFFER_SOAK=1 selects the long form, COFFER_BIN a binary other than the one built from the tree, and COFFER_TEST_DIR where the
+// disks go if the directory for temporary files lies in memory.
+package clients
