@@ -6,16 +6,18 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+
+	"coffer/disk/internal/blockdev"
 )
 
 // CheckReport is what a check found. Counts are of cells unless they say otherwise.
 type CheckReport struct {
 	Bands    int `json:"bands"`
 	Stripes  int `json:"stripes"`
-	Cells    int `json:"cells"`    // that should be there
+	Cells    int `json:"cells"`    // that should be there, the headers of bands among them
 	Bad      int `json:"bad"`      // on a disk that is there, failing their checks
 	Missing  int `json:"missing"`  // on disks that are not there
-	Lost     int `json:"lost"`     // stripes with fewer good cells than data cells
+	Lost     int `json:"lost"`     // stripes with fewer good cells than data cells, or packed ones without a trace
 	Repaired int `json:"repaired"` // cells rewritten
 	Degraded int `json:"degraded"` // stripes with fewer good cells than they were written with
 	// Unfinished stripes were on their way when the power failed: nothing acknowledged is in them. Opening the array for writing
@@ -41,17 +43,26 @@ type CheckOptions struct {
 
 // Check reads every stripe of every band past all caches and verifies each cell, parity included.
 func (a *Array) Check(ctx context.Context, opt CheckOptions) (CheckReport, error) {
+	opt.Repair = opt.Repair && !a.opt.ReadOnly
+	until := a.log.acked.Load() // before the bands are listed: those have all stripes up to here
 	bands := a.sortedBands()
 	a.mu.RLock()
 	rep := CheckReport{Bands: len(bands), Losses: append([]Loss(nil), a.losses...)}
 	a.mu.RUnlock()
 	r := a.newRecovery()
+	c := numbering{next: 1, until: until}
 	last, unclean := a.lastBulk(), a.opt.ReadOnly && !a.super.clean
 	for i, b := range bands {
+		if err := a.checkBandHeaders(ctx, b, &rep, opt); err != nil {
+			return rep, err
+		}
 		err := a.eachStripe(ctx, b, func(w *wholeStripe) error {
 			void := b.kind == kindPacked && w.head.stripe > min(r.limit[b.num], a.log.acked.Load())
 			if void || (b.kind == kindBulk && b.epoch != a.epochNow() && w.goodCells() < int(w.head.data)) {
 				return nil // never acknowledged, or a torn stripe that no record names
+			}
+			if b.kind == kindPacked {
+				c.seen(w.head.stripe, &rep)
 			}
 			if unclean && slices.Contains(w.bad[:w.width()], true) && (w.head.stripe > a.mark && b.kind == kindPacked || slices.Contains(last, b)) {
 				rep.Unfinished++
@@ -66,7 +77,62 @@ func (a *Array) Check(ctx context.Context, opt CheckOptions) (CheckReport, error
 			opt.Progress(i+1, len(bands))
 		}
 	}
+	c.seen(until+1, &rep)
 	return rep, nil
+}
+
+// numbering finds holes in the packed stream: a stripe of which no header is left cannot be seen otherwise.
+type numbering struct{ next, until uint64 }
+
+// seen counts what is missing in front of the stripe num.
+func (c *numbering) seen(num uint64, rep *CheckReport) {
+	if end := min(num, c.until+1); c.next < end {
+		rep.Lost += int(end - c.next)
+		rep.fault("packed stripes %d to %d: not found", c.next, end-1)
+	}
+	c.next = max(c.next, num+1)
+}
+
+func (r *CheckReport) fault(format string, args ...any) {
+	if len(r.Faults) < maxFaults {
+		r.Faults = append(r.Faults, fmt.Sprintf(format, args...))
+	}
+}
+
+// checkBandHeaders verifies the header blocks of a band, one a member. Any one of them would do to find the band.
+func (a *Array) checkBandHeaders(ctx context.Context, b *band, rep *CheckReport, opt CheckOptions) error {
+	buf, err := a.meta.Get(ctx, BlockSize)
+	if err != nil {
+		return err
+	}
+	var ops []blockdev.Op
+	defer func() { release(&buf, ops) }()
+	for pos, m := range b.members {
+		rep.Cells++
+		op, ok := a.op(b, pos, 0, 0, buf.Bytes()[:BlockSize])
+		if !ok {
+			rep.Missing++
+			continue
+		}
+		ops = append(ops[:0], op)
+		if err := a.group.Run(ops); err != nil {
+			return err
+		}
+		if ops[0].Stuck {
+			return ops[0].Err
+		}
+		d := a.disks[m.slot]
+		got, at, err := a.codec.parseBand(op.Buf, d.id)
+		if ops[0].Err == nil && err == nil && at == pos && got.num == b.num && got.nonce == b.nonce && slices.Equal(got.members, b.members) {
+			continue
+		}
+		rep.Bad++
+		rep.fault("%s: band %x: its header fails its checks", d.path, b.num)
+		if opt.Repair && a.rewriteBandHeader(ctx, b, pos, d) == nil {
+			rep.Repaired++
+		}
+	}
+	return nil
 }
 
 // checkStripe counts one stripe into the report.
@@ -79,9 +145,8 @@ func (a *Array) checkStripe(w *wholeStripe, rep *CheckReport, opt CheckOptions) 
 		switch {
 		case w.bad[role]:
 			bad++
-			if d := a.disks[w.band.members[w.head.member(role)].slot]; len(rep.Faults) < maxFaults {
-				rep.Faults = append(rep.Faults, describeFault(d, w, role))
-			}
+			d := a.disks[w.band.members[w.head.member(role)].slot]
+			rep.fault("%s: band %x block %d: cell %d of %d fails its checks", d.path, w.band.num, w.head.off, role, n)
 		case !w.good[role]:
 			missing++
 		}
@@ -103,10 +168,6 @@ func (a *Array) checkStripe(w *wholeStripe, rep *CheckReport, opt CheckOptions) 
 		rep.Repaired += bad - len(failed)
 	}
 	return nil
-}
-
-func describeFault(d *disk, w *wholeStripe, role int) string {
-	return fmt.Sprintf("%s: band %x block %d: cell %d of %d fails its checks", d.path, w.band.num, w.head.off, role, w.width())
 }
 
 // sortedBands lists the bands in the order in which they were opened.

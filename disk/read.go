@@ -1,6 +1,7 @@
 package disk
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"slices"
@@ -22,14 +23,14 @@ type View struct {
 	loc    Loc // packed only
 	start  int // of the first byte wanted in the buffer, packed
 	cells  [MaxWidth]readCell
-	fixed  map[int][]byte // segments that Repair found, by index
+	fixed  map[int][]byte // segments that are not in buf, by index
 }
 
 // readCell is the part of a cell that a view holds.
 type readCell struct {
 	mem        []byte
 	row0, rows int
-	ok         bool
+	ok, stuck  bool // read; or the kernel still holds mem
 }
 
 var views = sync.Pool{New: func() any { return new(View) }}
@@ -150,7 +151,8 @@ func (v *View) readRows(ctx context.Context) error {
 		}
 	}
 	for i := range v.ops {
-		v.cells[roles[i]].ok = v.ops[i].Err == nil
+		c := &v.cells[roles[i]]
+		c.ok, c.stuck = v.ops[i].Err == nil, v.ops[i].Stuck
 		missing = missing || v.ops[i].Err != nil
 	}
 	if missing {
@@ -178,11 +180,28 @@ func (v *View) degraded(ctx context.Context) error {
 	}
 	defer done()
 	for j := range d {
-		if c := &v.cells[j]; c.rows > 0 && !c.ok {
-			copy(c.mem, got[j][(c.row0-row0)*SegmentSize:])
+		c := &v.cells[j]
+		if c.rows == 0 || c.ok {
+			continue
+		}
+		p := got[j][(c.row0-row0)*SegmentSize:]
+		if !c.stuck {
+			copy(c.mem, p)
+			continue
+		}
+		for i := range c.rows { // the late read would spoil what is put into c.mem
+			v.fix((c.row0+i)*d+j-v.first, p[i*SegmentSize:][:SegmentSize])
 		}
 	}
 	return nil
+}
+
+// fix keeps a copy of p as what Bytes(i) returns.
+func (v *View) fix(i int, p []byte) {
+	if v.fixed == nil {
+		v.fixed = make(map[int][]byte)
+	}
+	v.fixed[i] = bytes.Clone(p)
 }
 
 // rebuildRange reads n bytes at byte offset at of enough cells of a stripe and reconstructs the data cells for which use says
@@ -331,28 +350,26 @@ func (v *View) fresh(ctx context.Context, p []byte) error {
 
 // anyHeader reads headers at a stripe's offset until one is valid.
 func (a *Array) anyHeader(ctx context.Context, b *band, off uint32) (header, error) {
-	buf, err := a.rebuild.Get(ctx, BlockSize)
+	buf, err := a.rebuild.Get(ctx, len(b.members)*BlockSize) // a block each: a disk that hangs keeps its own
 	if err != nil {
 		return header{}, err
 	}
 	var ops []blockdev.Op
 	defer func() { release(&buf, ops) }()
 	for pos := range b.members {
-		op, ok := a.op(b, pos, off, 0, buf.Bytes()[:BlockSize])
+		op, ok := a.op(b, pos, off, 0, buf.Bytes()[pos*BlockSize:][:BlockSize])
 		if !ok {
 			continue
 		}
-		ops = append(ops[:0], op)
-		if err := a.group.Run(ops); err != nil {
+		ops = append(ops, op)
+		last := ops[len(ops)-1:]
+		if err := a.group.Run(last); err != nil {
 			return header{}, err
 		}
-		if ops[0].Stuck {
-			return header{}, ops[0].Err
-		}
-		if ops[0].Err != nil {
+		if last[0].Err != nil {
 			continue
 		}
-		h, err := a.codec.parse(ops[0].Buf, place{disk: a.disks[b.members[pos].slot].id, band: b.num, off: off})
+		h, err := a.codec.parse(op.Buf, place{disk: a.disks[b.members[pos].slot].id, band: b.num, off: off})
 		if err == nil && h.kind == b.kind && a.fits(&h, b) {
 			return h, nil
 		}

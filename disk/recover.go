@@ -280,6 +280,8 @@ func (a *Array) recover(ctx context.Context) (uint64, error) {
 }
 
 func (a *Array) newRecovery() *recovery {
+	a.mu.RLock()
+	defer a.mu.RUnlock()
 	r := &recovery{a: a, limit: map[uint64]uint64{}}
 	for _, b := range a.bands {
 		if b.kind == kindPacked {

@@ -58,6 +58,10 @@ func (a *Array) readWhole(ctx context.Context, b *band, like header) (*wholeStri
 		return nil, err
 	}
 	for i, r := range roles {
+		if w.ops[i].Stuck { // the disk hangs: no better than a missing one, and the kernel holds the memory
+			w.cells[r] = make([]byte, size)
+			continue
+		}
 		w.bad[r] = true
 		if w.ops[i].Err != nil {
 			continue
@@ -219,10 +223,7 @@ func (v *View) Repair(ctx context.Context, i int, check func(p []byte) error) er
 		if check(p) != nil {
 			return false
 		}
-		if v.fixed == nil {
-			v.fixed = make(map[int][]byte)
-		}
-		v.fixed[i] = append([]byte(nil), p...)
+		v.fix(i, p)
 		return true
 	}
 	if w.good[role] && accept() {

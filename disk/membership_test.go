@@ -1,0 +1,329 @@
+package disk
+
+import (
+	"bytes"
+	"errors"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"coffer/disk/internal/blockdev"
+)
+
+// otherKeys are the secrets of another array.
+type otherKeys struct{ testKeys }
+
+func (otherKeys) SuperblockKey() []byte { return bytes.Repeat([]byte{0x77}, 32) }
+func (otherKeys) CellKey() []byte       { return bytes.Repeat([]byte{0x78}, 32) }
+
+// filled is an array of six disks, 4+2, with contents, closed.
+func filled(t *testing.T) (*simArray, *written) {
+	t.Helper()
+	s := newSimArray(t, 6, 4, 2, 16)
+	w := newWritten()
+	a := s.open()
+	w.fill(t, a, 1)
+	if err := a.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s.state = &testState{}
+	return s, w
+}
+
+// states opens the array with the given disks, verifies its contents, and returns the state of each slot.
+func (s *simArray) states(w *written, disks ...*blockdev.SimDisk) (st []DiskState) {
+	s.t.Helper()
+	a := s.open(disks...)
+	defer func() {
+		if err := a.Close(); err != nil {
+			s.t.Error(err)
+		}
+	}()
+	for _, d := range a.Status().Disks {
+		st = append(st, d.State)
+	}
+	if err := w.verify(a, s.state); err != nil {
+		s.t.Error(err)
+	}
+	return st
+}
+
+// refused opens the array and wants an error that wraps target and says all of words.
+func (s *simArray) refused(disks []*blockdev.SimDisk, target error, words ...string) {
+	s.t.Helper()
+	a, err := s.tryOpen(disks...)
+	if err == nil {
+		a.Close()
+		s.t.Fatal("opened")
+	}
+	if !errors.Is(err, target) {
+		s.t.Errorf("%v, want %v", err, target)
+	}
+	for _, word := range words {
+		if !strings.Contains(err.Error(), word) {
+			s.t.Errorf("%q does not say %q", err, word)
+		}
+	}
+}
+
+func count(states []DiskState, want DiskState) (n int) {
+	for _, s := range states {
+		if s == want {
+			n++
+		}
+	}
+	return n
+}
+
+func TestAnyOrder(t *testing.T) {
+	s, w := filled(t)
+	disks := slices.Clone(s.disks)
+	for i := range uint64(5) {
+		rand.New(rand.NewPCG(i, 0)).Shuffle(len(disks), func(i, j int) { disks[i], disks[j] = disks[j], disks[i] })
+		if st := s.states(w, disks...); count(st, DiskHealthy) != 6 {
+			t.Errorf("%v", st)
+		}
+	}
+}
+
+func TestMissingDisks(t *testing.T) {
+	s, w := filled(t)
+	if st := s.states(w, s.disks[:4]...); count(st, DiskMissing) != 2 {
+		t.Errorf("%v", st)
+	}
+	s.refused(s.disks[:3], ErrMembership, "3 of 6", "need 4")
+	s.state = &testState{}
+	if st := s.states(w); count(st, DiskHealthy) != 6 { // the two were stale and are made whole
+		t.Errorf("%v", st)
+	}
+	s.state = &testState{}
+	if st := s.states(w, s.disks[2:]...); count(st, DiskMissing) != 2 { // others take their turn
+		t.Errorf("%v", st)
+	}
+}
+
+func TestForeignDisk(t *testing.T) {
+	s, _ := filled(t)
+	for _, keys := range []Keys{testKeys{}, otherKeys{}} {
+		other := newSimArray(t, 3, 2, 1, 12)
+		other.world.Restart()
+		other.create(CreateOptions{ArrayID: [16]byte{0xab, 0xcd}, Geometry: Geometry{Data: 2, Parity: 1, ExtentSize: 1 << 20}, Keys: keys})
+		alien := blockdev.NewSimDisk(s.world, superArea+12<<20, blockdev.SimOptions{Name: "alien"})
+		alien.Restore(other.disks[0].Snapshot())
+		s.refused(append(slices.Clone(s.disks), alien), ErrMembership, "alien", "belongs to array abcd")
+		s.refused(append(slices.Clone(s.disks[:5]), alien), ErrMembership, "alien", "belongs to array abcd")
+	}
+}
+
+func TestCopiedDisk(t *testing.T) {
+	s, _ := filled(t)
+	twin := blockdev.NewSimDisk(s.world, superArea+16<<20, blockdev.SimOptions{Name: "twin"})
+	twin.Restore(s.disks[2].Snapshot())
+	s.refused(append(slices.Clone(s.disks), twin), ErrMembership, "twin", "sim2", "copy")
+}
+
+func TestWrongKeys(t *testing.T) {
+	s, _ := filled(t)
+	s.opt.Keys = otherKeys{}
+	s.refused(nil, ErrKeys)
+}
+
+func TestNoSuperblocks(t *testing.T) {
+	s := newSimArray(t, 3, 2, 1, 12)
+	for _, d := range s.disks {
+		d.Overwrite(0, make([]byte, superArea))
+	}
+	s.refused(nil, ErrMembership, "none of 3 devices")
+}
+
+// TestNeedsDegraded: as many disks as parity alone could be the half that was left behind.
+func TestNeedsDegraded(t *testing.T) {
+	s := newSimArray(t, 4, 2, 2, 12)
+	w := newWritten()
+	a := s.open()
+	w.fill(t, a, 1)
+	a.Close()
+	s.state = &testState{}
+	s.refused(s.disks[:2], ErrMembership, "--degraded")
+	s.state = &testState{}
+	if st := s.states(w, s.disks[:3]...); count(st, DiskHealthy) != 3 {
+		t.Errorf("%v", st)
+	}
+	// Disk 3 alone is stale now; with disk 2 beside it, which is not, nothing is forgotten.
+	s.opt.Degraded = true
+	s.state = &testState{}
+	if st := s.states(w, s.disks[2:]...); count(st, DiskHealthy) != 2 {
+		t.Errorf("%v", st)
+	}
+}
+
+func TestDivergedHalves(t *testing.T) {
+	s := newSimArray(t, 4, 2, 2, 16)
+	a := s.open()
+	a.Close()
+	s.opt.Degraded = true
+	wa, wb := newWritten(), newWritten()
+	start := s.state.clone()
+	for half, w := range []*written{wa, wb} {
+		s.state = start.clone()
+		a := s.open(s.disks[2*half : 2*half+2]...)
+		w.fill(t, a, uint64(half)*10000+1)
+		a.Close()
+	}
+	s.refused(nil, ErrMembership, "diverged")
+	s.state = &testState{}
+	if st := s.states(wa, s.disks[:2]...); count(st, DiskHealthy) != 2 {
+		t.Errorf("%v", st)
+	}
+	s.refused(append(slices.Clone(s.disks[:1]), s.disks[2]), ErrMembership)
+}
+
+// TestMinorityElsewhere: disks that were written as part of another history than that of the others do not count.
+func TestMinorityElsewhere(t *testing.T) {
+	s, w := filled(t)
+	before := s.snapshot()
+	a := s.open(s.disks[:4]...)
+	strange := newWritten()
+	strange.fill(t, a, 50000)
+	a.Close()
+	for i := 2; i < 6; i++ {
+		s.disks[i].Restore(before[i])
+	}
+	s.state = &testState{}
+	a = s.open(s.disks[2:]...)
+	w.fill(t, a, 70000)
+	a.Close()
+	s.state = &testState{}
+	a = s.open()
+	defer a.Close()
+	for i, d := range a.Status().Disks {
+		if want := i < 2; want != (d.State == DiskForeign) || want != strings.Contains(d.Reason, "elsewhere") {
+			t.Errorf("disk %d: %s, %s", i, d.State, d.Reason)
+		}
+	}
+	if err := w.verify(a, s.state); err != nil {
+		t.Error(err)
+	}
+	if len(s.state.entries) != len(w.records) {
+		t.Errorf("%d records, want %d: some of the other history?", len(s.state.entries), len(w.records))
+	}
+}
+
+// TestStaleDisk: an old image of a disk is resynchronised before it counts.
+func TestStaleDisk(t *testing.T) {
+	s, w := filled(t)
+	old := s.disks[3].Snapshot()
+	for i := range uint64(3) {
+		s.state = &testState{}
+		a := s.open()
+		w.fill(t, a, 20000+i*1000)
+		a.Close()
+	}
+	s.disks[3].Restore(old)
+	s.state = &testState{}
+	if st := s.states(w); count(st, DiskHealthy) != 6 {
+		t.Errorf("%v", st)
+	}
+	s.state = &testState{}
+	a := s.open(s.disks[2:]...) // all of it must be there now
+	defer a.Close()
+	if err := w.verify(a, s.state); err != nil {
+		t.Error(err)
+	}
+	rep, err := a.Check(t.Context(), CheckOptions{})
+	if err != nil || rep.Bad > 0 || rep.Lost > 0 {
+		t.Errorf("%+v, %v", rep, err)
+	}
+}
+
+// TestOverwrittenDisks: blank and random disks are missing ones.
+func TestOverwrittenDisks(t *testing.T) {
+	s, w := filled(t)
+	size := int(s.disks[0].Limits().Size)
+	s.disks[1].Overwrite(0, make([]byte, size))
+	noise := make([]byte, size)
+	rng := rand.New(rand.NewPCG(3, 3))
+	for i := range noise {
+		noise[i] = byte(rng.Uint32())
+	}
+	s.disks[4].Overwrite(0, noise)
+	st := s.states(w)
+	if st[1] != DiskMissing || st[4] != DiskMissing || count(st, DiskHealthy) != 4 {
+		t.Errorf("%v", st)
+	}
+}
+
+// TestDamagedInMiddle: everything of two disks but their superblocks is noise: each cell tells.
+func TestDamagedInMiddle(t *testing.T) {
+	s, w := filled(t)
+	noise := make([]byte, 16<<20)
+	rng := rand.New(rand.NewPCG(3, 4))
+	for i := range noise {
+		noise[i] = byte(rng.Uint32())
+	}
+	s.disks[1].Overwrite(superArea, noise)
+	s.disks[4].Overwrite(superArea, noise)
+	a := s.open()
+	defer a.Close()
+	if err := w.verify(a, s.state); err != nil {
+		t.Error(err)
+	}
+	if rep, err := a.Check(t.Context(), CheckOptions{Repair: true}); err != nil || rep.Lost > 0 {
+		t.Errorf("%+v, %v", rep, err)
+	}
+	if rep, err := a.Check(t.Context(), CheckOptions{}); err != nil || !rep.OK() {
+		t.Errorf("after repair: %+v, %v", rep, err)
+	}
+}
+
+// TestFilesAsDisks: what only files can suffer.
+func TestFilesAsDisks(t *testing.T) {
+	f := newFileArray(t, 4, 2, 2, 10<<20)
+	w := newWritten()
+	a := f.open()
+	w.fill(t, a, 1)
+	if _, err := Discover(f.paths, false); !errors.Is(err, blockdev.ErrInUse) {
+		t.Errorf("opened twice: %v", err)
+	}
+	a.Close()
+	if what, err := Inspect(f.paths[0]); err != nil || !strings.Contains(what, "member of array 09") {
+		t.Errorf("inspect: %q, %v", what, err)
+	}
+	err := Create(t.Context(), CreateOptions{ArrayID: [16]byte{8}, Paths: f.paths, Keys: testKeys{}})
+	if !errors.Is(err, ErrInUse) {
+		t.Errorf("created over an array: %v", err)
+	}
+	reopen := func(i int, want DiskState, reason string) {
+		t.Helper()
+		f.state = &testState{}
+		a := f.open()
+		defer a.Close()
+		if d := a.Status().Disks[i]; d.State != want || !strings.Contains(d.Reason, reason) {
+			t.Errorf("disk %d: %s, %s", i, d.State, d.Reason)
+		}
+		if err := w.verify(a, f.state); err != nil {
+			t.Error(err)
+		}
+	}
+	moved := filepath.Join(t.TempDir(), "elsewhere")
+	if err := os.Rename(f.paths[2], moved); err != nil {
+		t.Fatal(err)
+	}
+	f.paths[2] = moved
+	reopen(2, DiskHealthy, "")
+	if err := os.Truncate(f.paths[1], 8<<20); err != nil {
+		t.Fatal(err)
+	}
+	reopen(1, DiskForeign, "shorter")
+	if err := os.Truncate(f.paths[1], 64<<10); err != nil {
+		t.Fatal(err)
+	}
+	reopen(1, DiskMissing, "")
+	if err := os.Remove(f.paths[1]); err != nil {
+		t.Fatal(err)
+	}
+	reopen(1, DiskMissing, "")
+}
