@@ -65,6 +65,12 @@ const DefaultRegion = "us-east-1"
 // DefaultIdleTimeout bounds how long a client may neither send nor accept a byte of a body.
 const DefaultIdleTimeout = 60 * time.Second
 
+// How long and how much of a refused body is still read, see linger. A client that sends faster gets more of it in.
+const (
+	lingerTime  = 500 * time.Millisecond
+	lingerBytes = 16 << 20
+)
+
 // Options configure a Server. Store and Lookup are required.
 type Options struct {
 	Store Store
@@ -192,9 +198,27 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if s.opt.Observe != nil {
 		s.opt.Observe(s.observation(c, code, start))
 	}
-	if err != nil && c.w.broken {
+	if err == nil {
+		return
+	}
+	if c.w.broken {
 		panic(http.ErrAbortHandler) // the answer cannot be completed: the client must see the connection break
 	}
+	c.linger()
+}
+
+// linger reads what a client still sends after its request was refused: a connection that is closed on unread data is reset, and
+// the reset can overtake the answer (RFC 9112 section 9.6). net/http does not do this for a request with Expect: 100-continue, and
+// aws-sdk-go-v2 asks for it without waiting.
+func (c *call) linger() {
+	if c.r.ProtoMajor > 1 || c.r.ContentLength == 0 {
+		return
+	}
+	// Errors mean that the client is gone, or that a recorder in a test has neither.
+	if c.w.ctl.Flush() != nil || c.w.ctl.SetReadDeadline(time.Now().Add(lingerTime)) != nil {
+		return
+	}
+	_, _ = io.CopyN(io.Discard, c.r.Body, lingerBytes) // the deadline stays for what net/http reads; the next request gets its own
 }
 
 func (s *Server) run(c *call) (err error) {

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -171,6 +172,24 @@ func TestContinue(t *testing.T) {
 	io.WriteString(c, e.head("PUT", "/bkt/k", nil)+fmt.Sprintf("Content-Length: %d\r\nExpect: 100-continue\r\n\r\n", int64(object.MaxPutSize)+1))
 	if line, _ := bufio.NewReader(c).ReadString('\n'); !strings.Contains(line, "400") {
 		t.Errorf("too large: %q", line)
+	}
+}
+
+// A client that asks for 100 Continue and does not wait for it still learns why it is refused.
+func TestRefusedWhileSending(t *testing.T) {
+	for _, scheme := range []func(*testing.T, ...func(*Options)) *env{newPlainEnv, newEnv} {
+		e := scheme(t)
+		c := e.raw()
+		if e.srv.TLS != nil {
+			c = tls.Client(c, &tls.Config{InsecureSkipVerify: true})
+		}
+		io.WriteString(c, e.head("PUT", "/none/k", nil)+"Content-Length: 8388608\r\nExpect: 100-continue\r\n\r\n")
+		if _, err := c.Write(make([]byte, 8<<20)); err != nil {
+			t.Errorf("send: %v", err)
+		}
+		if line, err := bufio.NewReader(c).ReadString('\n'); !strings.Contains(line, "404") {
+			t.Errorf("%q %v", line, err)
+		}
 	}
 }
 
