@@ -21,12 +21,15 @@ import (
 // partBytes is the part size of the Go clients' multipart uploads.
 const partBytes = 16 << 20
 
-// newSDK is an aws-sdk-go-v2 client with its defaults, but for what an endpoint that is not AWS needs.
+// newSDK is an aws-sdk-go-v2 client with the defaults that config.LoadDefaultConfig gives it, but for what an endpoint that is not AWS
+// needs. It does not use package config, so that nothing of the machine's own configuration comes in.
 func newSDK(s *server, opts ...func(*s3.Options)) *s3.Client {
 	return s3.New(s3.Options{
 		Region: "us-east-1", BaseEndpoint: aws.String(s.endpoint()), UsePathStyle: true,
-		Credentials: credentials.NewStaticCredentialsProvider(s.access, s.secret, ""),
-		HTTPClient:  &http.Client{Transport: s.transport()},
+		Credentials:                credentials.NewStaticCredentialsProvider(s.access, s.secret, ""),
+		HTTPClient:                 &http.Client{Transport: s.transport()},
+		RequestChecksumCalculation: aws.RequestChecksumCalculationWhenSupported,
+		ResponseChecksumValidation: aws.ResponseChecksumValidationWhenSupported,
 	}, opts...)
 }
 

@@ -234,7 +234,7 @@ func (s *server) transport() *http.Transport {
 	if !pool.AppendCertsFromPEM(s.read(s.caFile())) {
 		s.t.Fatal("no certificate in ca.crt")
 	}
-	tr := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}, MaxIdleConnsPerHost: 64}
+	tr := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}, MaxIdleConnsPerHost: 64, ExpectContinueTimeout: time.Second}
 	s.t.Cleanup(tr.CloseIdleConnections)
 	return tr
 }
