@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -166,20 +167,37 @@ func (a *Array) openAhead(b *band) {
 func (a *Array) fence(slots []int) error {
 	a.gate.Lock()
 	defer a.gate.Unlock()
-	a.mu.Lock()
-	fresh := false
-	for _, s := range slots {
-		if d := a.disks[s]; d.usable() {
-			d.state, d.reason = DiskFenced, "a write failed or timed out"
-			fresh = true
-			a.logger.Error("disk fenced", "path", d.path, "slot", s)
-		}
-	}
-	a.mu.Unlock()
-	if !fresh {
-		return nil
+	fresh, err := a.fenceDisks(slots, "a write failed or timed out")
+	if err != nil || !fresh {
+		return err
 	}
 	return a.beginEpoch(a.log.acked.Load())
+}
+
+// fenceDisks takes disks out and reports whether any was still in. When fewer would be left than data needs, all stay: they refuse
+// writes, but what they hold can be read as long as nobody says otherwise.
+func (a *Array) fenceDisks(slots []int, reason string) (fresh bool, err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var failed []*disk // each once
+	for _, s := range slots {
+		if d := a.disks[s]; d.usable() && !slices.Contains(failed, d) {
+			failed = append(failed, d)
+		}
+	}
+	fresh = len(failed) > 0
+	out := len(a.disks) - a.liveLocked() + len(failed)
+	for _, d := range failed {
+		d.reason = reason
+		if out <= a.geo.Parity {
+			d.state = DiskFenced
+		}
+		a.logger.Error("disk failed", "path", d.path, "slot", d.slot, "state", string(d.state), "reason", reason)
+	}
+	if fresh && out > a.geo.Parity {
+		return true, fmt.Errorf("%d of %d disks failed or are gone, parity bears %d: %w", out, len(a.disks), a.geo.Parity, ErrReadOnly)
+	}
+	return fresh, nil
 }
 
 // beginEpoch makes a new epoch durable on every live disk. Disks that cannot take it leave, and another epoch is begun. cut is
@@ -215,12 +233,12 @@ func (a *Array) beginEpoch(cut uint64) error {
 		a.mu.Lock()
 		a.super = s
 		a.bandSeq = 0
-		for _, slot := range failed {
-			a.disks[slot].state, a.disks[slot].reason = DiskFenced, "superblock could not be written"
-		}
 		a.mu.Unlock()
 		if len(failed) == 0 {
 			return nil
+		}
+		if _, err := a.fenceDisks(failed, "superblock could not be written"); err != nil {
+			return err
 		}
 	}
 }
@@ -341,28 +359,36 @@ func trimSuper(b []byte) []byte {
 	return bytes.Clone(b[:min(max(n, superFixed+superTrailer), superSize)])
 }
 
-// WriteKeyArea writes the current key area to all superblocks: after a key slot or epoch was added.
+// WriteKeyArea writes the current key area to all superblocks: after a key slot or epoch was added. Disks that do not take it are
+// fenced: a later start could take the old area from them.
 func (a *Array) WriteKeyArea() error {
 	if err := a.log.stopped(); err != nil {
 		return fmt.Errorf("write key area: %w", err)
 	}
+	failed, err := a.writeKeyArea()
+	if err == nil && len(failed) > 0 {
+		err = a.log.fail(failed)
+	}
+	if err != nil {
+		return fmt.Errorf("write key area: %w", err)
+	}
+	return nil
+}
+
+func (a *Array) writeKeyArea() (failed []int, err error) {
 	a.gate.Lock()
 	defer a.gate.Unlock()
-	a.mu.Lock()
+	a.mu.RLock()
 	s := a.super
-	a.mu.Unlock()
+	a.mu.RUnlock()
 	s.keyArea = a.opt.Keys.Area()
-	failed, err := a.writeSuper(&s)
-	if err != nil {
-		return err
+	if failed, err = a.writeSuper(&s); err != nil {
+		return nil, err
 	}
 	a.mu.Lock()
 	a.super = s
 	a.mu.Unlock()
-	if len(failed) > 0 {
-		return fmt.Errorf("write key area: disks %v did not take it", failed)
-	}
-	return nil
+	return failed, nil
 }
 
 // Close waits for what is under way, notes on the disks that nothing was left undone, and gives them back.

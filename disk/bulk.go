@@ -231,7 +231,8 @@ func (e *shapeError) Error() string {
 }
 
 // reshape lays the segments out anew: disks have left since the stripe was begun, or the kernel still holds its memory. They wait
-// outside of the arena meanwhile, for were every stripe to hold its memory and ask for more, none would get any.
+// outside of all arenas meanwhile, for were every stripe to hold its memory and ask for more, none would get any; and their new
+// memory is the kind whose holders never wait for bulk memory, which may all be taken by stripes that are filled behind this one.
 func (w *StripeWriter) reshape(ctx context.Context, to shapeError, ops []blockdev.Op) error {
 	segs := make([]byte, w.segments*SegmentSize)
 	for i := range w.segments {
@@ -243,7 +244,7 @@ func (w *StripeWriter) reshape(ctx context.Context, to shapeError, ops []blockde
 	if w.cellBytes() > int(w.a.geo.ExtentSize)-BlockSize {
 		return fmt.Errorf("lay out %d segments over %d cells: %w", w.segments, w.data, ErrTooLarge)
 	}
-	buf, err := w.a.arena.Get(ctx, (w.data+w.parity)*w.cellBytes())
+	buf, err := w.a.rebuild.Get(ctx, (w.data+w.parity)*w.cellBytes())
 	if err != nil {
 		return fmt.Errorf("get stripe buffers: %w", err)
 	}

@@ -116,10 +116,23 @@ func (g Geometry) width() int           { return g.Data + g.Parity }
 func (g Geometry) extentBlocks() uint32 { return uint32(g.ExtentSize / BlockSize) }
 
 // rows is how many segments a full-width bulk cell holds: at most maxRows, and so few that the same segments fit into one
-// extent even when they must be laid out anew over a single data cell.
+// extent even when they must be laid out anew over a single data cell, and into one buffer with as many disks gone as parity bears.
 func (g Geometry) rows() int {
 	fit := int((g.ExtentSize - 2*BlockSize) / SegmentSize / int64(g.Data))
-	return max(1, min(maxRows, fit))
+	rows := max(1, min(maxRows, fit))
+	for rows > 1 && g.largest(rows) > blockdev.MaxBuf {
+		rows--
+	}
+	return rows
+}
+
+// largest is the memory, in bytes, that a stripe of that many full-width rows takes at the worst width.
+func (g Geometry) largest(rows int) (most int) {
+	for width := max(g.Data, 1); width <= g.width(); width++ {
+		data := width - min(g.Parity, width-1)
+		most = max(most, width*(BlockSize+(g.Data*rows+data-1)/data*SegmentSize))
+	}
+	return most
 }
 
 // Validate reports what is wrong with the geometry for an array of n disks.

@@ -154,6 +154,7 @@ func (v *View) readRows(ctx context.Context) error {
 		c := &v.cells[roles[i]]
 		c.ok, c.stuck = v.ops[i].Err == nil, v.ops[i].Stuck
 		missing = missing || v.ops[i].Err != nil
+		v.a.queueLatent(v.band, v.stripe.Off, v.ops[i].Err)
 	}
 	if missing {
 		return v.degraded(ctx)
@@ -302,6 +303,7 @@ func (a *Array) ReadPacked(ctx context.Context, l Loc) (*View, error) {
 			return nil, err
 		}
 		ok = v.ops[0].Err == nil
+		a.queueLatent(b, l.Off, v.ops[0].Err)
 	}
 	if !ok {
 		if err := v.degradedPacked(ctx, from, n, mem); err != nil {
@@ -329,22 +331,11 @@ func (v *View) degradedPacked(ctx context.Context, from, n int, mem []byte) erro
 	}
 	defer done()
 	if len(v.ops) > 0 && v.ops[0].Stuck {
-		return v.fresh(ctx, got[v.loc.Role])
+		v.fix(0, got[v.loc.Role][v.start:][:v.loc.Len])
+		return nil
 	}
 	copy(mem, got[v.loc.Role])
 	// Parity covers payloads, not headers: a range that begins in the header block has no header now, which nobody reads.
-	return nil
-}
-
-// fresh moves a view to new memory, its own being held by the kernel.
-func (v *View) fresh(ctx context.Context, p []byte) error {
-	buf, err := v.a.reads.Get(ctx, len(p))
-	if err != nil {
-		return err
-	}
-	copy(buf.Bytes(), p)
-	release(&v.buf, v.ops)
-	v.buf, v.ops = buf, v.ops[:0]
 	return nil
 }
 

@@ -268,6 +268,7 @@ func (a *Array) recover(ctx context.Context) (uint64, error) {
 			}
 			from = Position{}
 		}
+		r.mark = max(r.mark, from.Stripe) // what a state has applied was acknowledged
 	}
 	if from == (Position{}) && a.opt.State != nil && !a.opt.ReadOnly {
 		if err := a.opt.State.Reset(); err != nil {
@@ -331,6 +332,7 @@ func (r *recovery) holds(ctx context.Context, p Position) (bool, error) {
 
 // walk goes over the packed stream behind from.
 func (r *recovery) walk(ctx context.Context, from Position) (uint64, error) {
+	a := r.a
 	next := from.Stripe + 1
 	i, off := 0, uint32(1)
 	if from.Stripe > 0 {
@@ -352,6 +354,7 @@ func (r *recovery) walk(ctx context.Context, from Position) (uint64, error) {
 			err = r.take(ctx, w, next == from.Stripe)
 			off += w.head.blocks
 		}
+		blind := w != nil && w.unread > int(w.head.parity)
 		if w != nil {
 			r.mark = max(r.mark, w.head.mark)
 			w.release()
@@ -363,11 +366,52 @@ func (r *recovery) walk(ctx context.Context, from Position) (uint64, error) {
 			next++
 			continue
 		}
+		at, num := off, next
 		if i, off, next, err = r.skip(ctx, i, off, next); err != nil {
 			return 0, err
 		}
+		if i < len(r.order) || next != num || a.opt.Degraded {
+			continue
+		}
+		// The end, unless the stripe was acknowledged and those who could tell are only out of reach.
+		if w == nil {
+			if blind, err = a.blind(f.band, at); err != nil {
+				return 0, err
+			}
+		}
+		if blind {
+			return 0, fmt.Errorf("%w: stripe %d may hold acknowledged records, and too many disks cannot read it: "+
+				"repair them, or give it up by opening with --degraded", ErrMembership, num)
+		}
 	}
 	return next - 1, nil
+}
+
+// blind reports whether a stripe could have been written at block off of a band though no header can be found there: every
+// stripe has a cell on the first 1+parity members in its rotation, and none of these can be read.
+func (a *Array) blind(b *band, off uint32) (bool, error) {
+	if off >= a.geo.extentBlocks() {
+		return false, nil
+	}
+	buf, err := a.meta.Get(a.ctx, BlockSize*len(b.members))
+	if err != nil {
+		return false, err
+	}
+	var ops []blockdev.Op
+	defer func() { release(&buf, ops) }()
+	for role := range 1 + b.parity {
+		pos := (rotation(b.num, off, len(b.members)) + role) % len(b.members)
+		if op, ok := a.op(b, pos, off, 0, buf.Bytes()[pos*BlockSize:][:BlockSize]); ok {
+			ops = append(ops, op)
+		}
+	}
+	if len(ops) == 0 {
+		return true, nil
+	}
+	if err := a.group.Run(ops); err != nil {
+		return false, err
+	}
+	return !slices.ContainsFunc(ops, func(o blockdev.Op) bool { return o.Err == nil }), nil
 }
 
 // take completes a stripe and applies its records.
@@ -390,6 +434,9 @@ func (r *recovery) take(ctx context.Context, w *wholeStripe, applied bool) error
 		return nil
 	}
 	entries, err := a.decodeEntries(w)
+	if err != nil && !errors.Is(err, ErrCorrupt) {
+		return fmt.Errorf("open records of stripe %d: %w", w.head.stripe, err) // keys are missing: nothing is wrong with the records
+	}
 	if err != nil {
 		// Checksums hold and the seal does not: nobody but an adversary or a bug writes that. Set it aside and go on.
 		a.logger.Error("stripe not understood", "stripe", w.head.stripe, "err", err)

@@ -2,6 +2,7 @@ package disk
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"coffer/disk/internal/blockdev"
@@ -17,6 +18,8 @@ type wholeStripe struct {
 	cells [MaxWidth][]byte
 	good  [MaxWidth]bool // header and checksum hold
 	bad   [MaxWidth]bool // the disk is there, its cell is not good
+	// unread counts the cells of which the disk said nothing: it is gone, or failed the read.
+	unread int
 }
 
 func (w *wholeStripe) width() int { return int(w.head.data) + int(w.head.parity) }
@@ -57,7 +60,11 @@ func (a *Array) readWhole(ctx context.Context, b *band, like header) (*wholeStri
 		w.release()
 		return nil, err
 	}
+	w.unread = n - len(roles)
 	for i, r := range roles {
+		if w.ops[i].Err != nil {
+			w.unread++
+		}
 		if w.ops[i].Stuck { // the disk hangs: no better than a missing one, and the kernel holds the memory
 			w.cells[r] = make([]byte, size)
 			continue
@@ -161,6 +168,14 @@ func (a *Array) queueRepair(b *band, off uint32) {
 	select {
 	case a.repair <- repairTask{b, off}:
 	default:
+	}
+}
+
+// queueLatent has a stripe rewritten of which a read met an error other than a missed deadline: sectors that cannot be read can
+// mostly be written, and a disk that refuses that too is fenced.
+func (a *Array) queueLatent(b *band, off uint32, err error) {
+	if err != nil && !errors.Is(err, blockdev.ErrTimeout) {
+		a.queueRepair(b, off)
 	}
 }
 
