@@ -188,7 +188,7 @@ func TestBucketEncryption(t *testing.T) {
 
 func TestListObjects(t *testing.T) {
 	e := newEnv(t)
-	for _, k := range []string{"a.txt", "dir/one", "dir/two", "sp%20ace%2B/x", "z"} {
+	for _, k := range []string{"a.txt", "dir/one", "dir/two", "sp%20ace%2B/x", "y%20%2A", "z"} {
 		e.ok("PUT", "/bkt/"+k, nil, "hello")
 	}
 	for name, query := range map[string]string{

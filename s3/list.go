@@ -60,13 +60,17 @@ func (c *call) listing(maxName string) (l listing, err error) {
 	return l, err
 }
 
+// listEscapes turns the encoding of a query into that of a listing: a slash stays, and a space is "%20", which decoders of queries
+// and of paths read alike; "+" is a space only to the former.
+var listEscapes = strings.NewReplacer("%2F", "/", "+", "%20")
+
 // text shows a key, prefix or marker: percent-encoded if the client asked for that, which is the only form that holds every key
 // in XML 1.0 without loss.
 func (l listing) text(s string) xmlText {
 	if l.encodingType == "" {
 		return xmlText(s)
 	}
-	return xmlText(strings.ReplaceAll(url.QueryEscape(s), "%2F", "/"))
+	return xmlText(listEscapes.Replace(url.QueryEscape(s)))
 }
 
 func (l listing) prefixes(list []string) []prefixXML {
