@@ -236,7 +236,8 @@ func validBucketName(name string) bool {
 			return false
 		}
 	}
-	if strings.Contains(name, "..") || net.ParseIP(name) != nil {
+	// Each label is one of DNS: virtual-host style needs that.
+	if strings.Contains(name, "..") || strings.Contains(name, ".-") || strings.Contains(name, "-.") || net.ParseIP(name) != nil {
 		return false
 	}
 	for _, p := range []string{"xn--", "sthree-", "amzn-s3-demo-"} {
