@@ -60,6 +60,9 @@ type auth struct {
 // parseAuth reads the authentication data of a request from its Authorization header or its query.
 func parseAuth(r *http.Request, params []param) (*auth, error) {
 	header := r.Header["Authorization"]
+	if len(header) == 1 && strings.TrimSpace(header[0]) == "" {
+		header = nil // as if absent: it names no mechanism
+	}
 	v4, v2 := false, false
 	for _, p := range params {
 		v4 = v4 || p.key == queryAlgorithm || p.key == queryCredential || p.key == querySignature
@@ -258,8 +261,8 @@ func (a *auth) parseExpires(s string) error {
 	switch {
 	case err != nil:
 		return a.malformed("X-Amz-Expires should be a number")
-	case seconds < 1:
-		return a.malformed("X-Amz-Expires must be at least 1 second")
+	case seconds < 0:
+		return a.malformed("X-Amz-Expires must be non-negative")
 	case seconds > int64(maxExpires/time.Second):
 		return a.malformed("X-Amz-Expires must be less than a week (in seconds); that is, the given X-Amz-Expires must be less than 604800 seconds")
 	}

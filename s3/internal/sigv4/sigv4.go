@@ -137,7 +137,7 @@ func (v *Verifier) checkTime(a *auth) error {
 	}
 	age := now().Sub(a.time)
 	switch {
-	case a.presigned && age > a.expires:
+	case a.presigned && (age > a.expires || a.expires == 0):
 		return refuse(AccessDenied, "Request has expired")
 	case a.presigned && age < -skew:
 		return refuse(AccessDenied, "Request is not valid yet")
