@@ -2,6 +2,7 @@ package object
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 
@@ -52,7 +53,8 @@ func (r *sseRecord) sse() SSE {
 	return SSE{Mode: r.mode, CustomerMD5: r.customerMD5, KMSKeyID: r.kmsKeyID, BucketKey: r.bucketKey}
 }
 
-// Head describes an object. For one sealed with a customer key it demands that key.
+// Head describes an object. For one sealed with a customer key it demands that key, but the answer is there with ErrKeyRequired as
+// well, for calls that ask for what the key does not protect, such as the tags.
 func (s *Store) Head(ctx context.Context, bucket, key string, o GetOptions) (Object, error) {
 	f, err := s.find(bucket, key)
 	if err != nil {
@@ -60,11 +62,14 @@ func (s *Store) Head(ctx context.Context, bucket, key string, o GetOptions) (Obj
 	}
 	dataKey, err := s.objectKey(f.b, f.rec, o.SSE)
 	clear(dataKey[:])
-	if err != nil {
+	if err != nil && !errors.Is(err, ErrKeyRequired) {
 		return Object{}, fmt.Errorf("head object %q: %w", key, err)
 	}
 	if err := s.loadManifest(ctx, f); err != nil {
 		return Object{}, err
+	}
+	if err != nil {
+		return f.rec.object(bucket), fmt.Errorf("head object %q: %w", key, err)
 	}
 	return f.rec.object(bucket), nil
 }

@@ -259,6 +259,10 @@ func TestCustomerKeys(t *testing.T) {
 		t.Errorf("object %+v", obj)
 	}
 	f.put("s", body, PutOptions{})
+	// What the key does not protect comes with the refusal.
+	if o, err := f.Head(t.Context(), "b", "c", GetOptions{}); !errors.Is(err, ErrKeyRequired) || o.Key != "c" {
+		t.Errorf("head without a key: %+v, %v", o, err)
+	}
 	for _, c := range []struct {
 		key  string
 		sse  SSE

@@ -7,6 +7,7 @@ import (
 	"crypto/md5"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -229,6 +230,9 @@ func (f *fakeStore) Head(_ context.Context, bucket, key string, opt object.GetOp
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	o, err := f.find(bucket, key, opt.SSE)
+	if errors.Is(err, object.ErrKeyRequired) {
+		return f.buckets[bucket].objects[key].Object, err
+	}
 	if err != nil {
 		return object.Object{}, err
 	}

@@ -244,7 +244,7 @@ func (s *Server) getTagging(c *call) error {
 		return err
 	}
 	o, err := s.opt.Store.Head(c.ctx, c.bucket, c.key, object.GetOptions{})
-	if err != nil {
+	if err != nil && !errors.Is(err, object.ErrKeyRequired) { // GetObjectTagging has no headers for a customer key
 		return err
 	}
 	return c.xml(taggingXML{Tags: sortedTags(o.Meta.Tags)})

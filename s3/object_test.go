@@ -349,4 +349,9 @@ func TestTagging(t *testing.T) {
 	e.ok("PUT", "/bkt/k", hdr("x-amz-tagging", "b=2%26&a=1"), "x")
 	golden(t, "tagging", e.ok("GET", "/bkt/k?tagging", nil, "").body)
 	e.refused("PUT", "/bkt/k?tagging", nil, "<Tagging/>", "501 NotImplemented")
+
+	// The tags of an object are there without its customer key: the call has no header for one.
+	h := hdr(append(sseHeaders(headerTargetCustomer, bytes.Repeat([]byte("k"), 32)), "x-amz-tagging", "b=2%26&a=1")...)
+	e.ok("PUT", "/bkt/c", h, "x")
+	golden(t, "tagging", e.ok("GET", "/bkt/c?tagging", nil, "").body)
 }
