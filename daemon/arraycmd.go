@@ -179,7 +179,7 @@ func runCreate(ctx context.Context, e env, cfg *Config, plan *arrayPlan, opt *cr
 	}
 	return show(e.stdout, asJSON, res, func(w io.Writer) {
 		if res.SecretKey != "" {
-			fmt.Fprintf(w, "Root credentials of S3, shown only now:\n\n    access key  %s\n    secret key  %s\n\n", res.AccessKey, res.SecretKey)
+			printRootCredentials(w, rootCredentials{AccessKey: res.AccessKey, SecretKey: res.SecretKey})
 		}
 		fmt.Fprintf(w, "Array %s is ready: coffer serve --data %s\n", res.ArrayID, cfg.Data)
 	})

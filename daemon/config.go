@@ -48,6 +48,10 @@ type Config struct {
 	// Region is the name of the S3 region that clients sign for. Default: us-east-1.
 	Region string `yaml:"region"`
 
+	// Domains are base domains of virtual-host style requests, BUCKET.DOMAIN. The private certificate covers each and *.DOMAIN.
+	// Default: none, requests name the bucket in their path.
+	Domains []string `yaml:"domains"`
+
 	// Disks are the array's members: block devices or files. Default: those that `coffer array create` noted in the data
 	// directory. Identity and order come from the disks themselves, so paths may change and may stand in any order.
 	Disks []string `yaml:"disks"`
@@ -294,6 +298,11 @@ func (c *Config) Validate() error {
 	if c.EmbeddedDiskSize != 0 && c.EmbeddedDiskSize < minEmbeddedDisk {
 		fault("embedded_disk_size: %v is below %v", c.EmbeddedDiskSize, Size(minEmbeddedDisk))
 	}
+	for _, d := range c.Domains {
+		if !validDomain(d) {
+			fault("domains: %q is no DNS name", d)
+		}
+	}
 	seen := map[string]bool{}
 	for _, d := range c.Disks {
 		if d == "" || seen[filepath.Clean(d)] {
@@ -321,6 +330,27 @@ func (c *Config) Validate() error {
 	}
 	slices.SortFunc(errs, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
 	return errors.Join(errs...)
+}
+
+// tls is the TLS section with the hosts of virtual-host style requests added.
+func (c *Config) tls() TLSConfig {
+	t := c.TLS
+	t.Hosts = slices.Clone(t.Hosts)
+	for _, d := range c.Domains {
+		t.Hosts = append(t.Hosts, d, "*."+d)
+	}
+	return t
+}
+
+// validDomain wants a DNS name in lower case (RFC 1035 section 2.3.1), which is no address.
+func validDomain(name string) bool {
+	for label := range strings.SplitSeq(name, ".") {
+		if label == "" || len(label) > 63 || strings.Trim(label, "-") != label ||
+			strings.Trim(label, "abcdefghijklmnopqrstuvwxyz0123456789-") != "" {
+			return false
+		}
+	}
+	return len(name) <= 253 && net.ParseIP(name) == nil
 }
 
 // checkHostPort wants HOST:PORT with a numeric port; an empty host means all addresses.

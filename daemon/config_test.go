@@ -106,7 +106,10 @@ func TestValidate(t *testing.T) {
 			c.EmbeddedDiskSize, c.Limits.Connections, c.Limits.Stall = 1, -1, -1
 			c.Disks = []string{"/dev/sda", "/dev/./sda"}
 		}, []string{"listen", "algorithm", "log.level", "log.format", "tls", "embedded_disk_size", "limits.connections", "negative", "given twice"}},
-		"port": {func(c *Config) { c.Listen = "127.0.0.1:https" }, []string{"port"}},
+		"domains": {func(c *Config) { c.Domains = []string{"S3.example.org", "a..b", "192.0.2.1", "-a.b", "s3.example.org"} },
+			[]string{`"S3.example.org" is no DNS name`, `"a..b"`, `"192.0.2.1"`, `"-a.b"`}},
+		"domain": {func(c *Config) { c.Domains = []string{"s3.example.org", "localhost"} }, nil},
+		"port":   {func(c *Config) { c.Listen = "127.0.0.1:https" }, []string{"port"}},
 	} {
 		var c Config
 		c.setDefaults()

@@ -68,6 +68,10 @@ Recovery key, shown only now. It opens the array when every other key is lost; k
 `, key)
 }
 
+func printRootCredentials(w io.Writer, c rootCredentials) {
+	fmt.Fprintf(w, "Root credentials of S3, shown only now:\n\n    access key  %s\n    secret key  %s\n\n", c.AccessKey, c.SecretKey)
+}
+
 // banner tells how to use the endpoint.
 func (d *daemon) banner(n *news, eps []*endpoint, admin, caFile string, c rootCredentials) {
 	w := d.env.stdout

@@ -151,6 +151,9 @@ func (d *daemon) run(ctx context.Context) (err error) {
 		return err
 	}
 	registerHardware(d.registry, crypto)
+	if _, _, err := givenCredentials(d.env.getenv, d.cfg.RootCredentialsFile); err != nil { // before anything is made
+		return err
+	}
 	news, err := d.firstStart(ctx)
 	if err != nil {
 		return err
@@ -167,19 +170,25 @@ func (d *daemon) run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	certs, err := newCerts(d.cfg.TLS, d.dir.tls(), d.cfg.Listen, time.Now, d.log)
+	defer func() {
+		if news.newRoot { // kept, and not yet shown: the next start would not
+			printRootCredentials(d.env.stdout, creds)
+		}
+	}()
+	certs, err := newCerts(d.cfg.tls(), d.dir.tls(), d.cfg.Listen, time.Now, d.log)
 	if err != nil {
 		return err
 	}
 	metrics := newS3Metrics(d.registry)
-	front := s3.New(s3.Options{Store: app.store, Lookup: lookup(creds), Region: d.cfg.Region, Logger: d.log,
-		Observe: d.observe(metrics), IdleTimeout: d.cfg.Limits.Stall})
+	front := s3.New(s3.Options{Store: app.store, Lookup: lookup(creds), Region: d.cfg.Region,
+		Domains: d.cfg.Domains, Logger: d.log, Observe: d.observe(metrics), IdleTimeout: d.cfg.Limits.Stall})
 	endpoints, err := d.listenS3(metrics.count(front), certs.config())
 	if err != nil {
 		return err
 	}
 	d.health.set("")
 	d.banner(&news, endpoints, admin.addr, certs.caFile(), creds)
+	news.newRoot = false
 	if err := notifySystemd(d.env.getenv, "READY=1"); err != nil {
 		d.log.Warn("systemd not told", "cause", err)
 	}
@@ -216,6 +225,7 @@ func (d *daemon) listenS3(h http.Handler, tlsConfig *tls.Config) (eps []*endpoin
 		return &http.Server{
 			Handler: listener.Handler(h), ConnContext: listener.ConnContext,
 			ReadHeaderTimeout: headerTimeout, IdleTimeout: d.cfg.Limits.Idle, MaxHeaderBytes: maxHeader,
+			DisableGeneralOptionsHandler: true, // OPTIONS * would be a success that s3 does not know of
 		}
 	}
 	opt := listener.Options{MaxConns: d.cfg.Limits.Connections}

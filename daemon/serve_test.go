@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -387,6 +388,50 @@ func TestGivenCredentialsServe(t *testing.T) {
 	if names, _ := filepath.Glob(filepath.Join(in.dir, "*")); !slices.Contains(names, filepath.Join(in.dir, "array.yaml")) {
 		t.Errorf("data directory: %v", names)
 	}
+}
+
+// What a first start makes it shows, also when it fails afterwards: the next start would not.
+func TestFailedFirstStart(t *testing.T) {
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	conf := writeTemp(t, "coffer.yaml", "embedded_disk_size: 256MiB\n")
+	serve := func(dir, listen string, vars map[string]string) (code int, out, log string) {
+		var o, l bytes.Buffer
+		code = run(t.Context(), []string{"serve", "--data", dir, "--config", conf, "--admin", "none", "--listen", listen},
+			env{strings.NewReader(""), &o, &l, func(n string) string { return vars[n] }})
+		return code, o.String(), l.String()
+	}
+	code, out, log := serve(t.TempDir(), taken.Addr().String(), nil)
+	if code != exitFailure || !strings.Contains(log, "address already in use") {
+		t.Errorf("exit %d: %s", code, log)
+	}
+	if !strings.Contains(out, "Recovery key") || !regexp.MustCompile(`secret key  \S{40}\n`).MatchString(out) {
+		t.Errorf("printed:\n%s", out)
+	}
+
+	dir := t.TempDir()
+	code, _, log = serve(dir, "127.0.0.1:0", map[string]string{"COFFER_ROOT_ACCESS_KEY": "admin"})
+	if _, err := os.Stat(filepath.Join(dir, "disks")); code != exitFailure || !strings.Contains(log, "secret key has 0") || !os.IsNotExist(err) {
+		t.Errorf("bad credentials: exit %d, disks %v: %s", code, err, log)
+	}
+}
+
+func TestVirtualHosts(t *testing.T) {
+	conf := writeTemp(t, "coffer.yaml", "embedded_disk_size: 256MiB\ndomains: [s3.example.org]\n")
+	in := startDaemon(t, t.TempDir(), nil, "--config", conf)
+	addr := strings.TrimPrefix(in.https, "https://")
+	in.client.Transport.(*http.Transport).DialContext = func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, network, addr)
+	}
+	in.want(t, 200, "PUT", "https://bkt.s3.example.org/", nil)
+	in.want(t, 200, "PUT", "https://bkt.s3.example.org/bkt/key", []byte("x"))
+	if got := in.want(t, 200, "GET", "https://s3.example.org/bkt/bkt/key", nil); string(got) != "x" {
+		t.Errorf("%q", got)
+	}
+	in.end(t)
 }
 
 // A service must not have its array's secrets in the journal.
