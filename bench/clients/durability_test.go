@@ -213,12 +213,15 @@ func fileSize(t *testing.T, path string) int64 {
 	return fi.Size()
 }
 
-// round runs the writers, kills the daemon after a while, and starts it again.
+// leastAcks is how many writes are acknowledged before a kill, so that there is something to lose however slow the machine is.
+const leastAcks = 20
+
+// round runs the writers, kills the daemon some time after the first acknowledgements, and starts it again.
 func (d *drill) round(rng *rand.Rand, after time.Duration, writers map[string]writer) {
 	d.t.Helper()
 	ctx, cancel := context.WithCancel(d.t.Context())
 	defer cancel()
-	before := d.l.acks
+	before := d.l.acknowledged()
 	var wg sync.WaitGroup
 	for name, w := range writers {
 		seed := rand.NewPCG(rng.Uint64(), rng.Uint64())
@@ -228,14 +231,17 @@ func (d *drill) round(rng *rand.Rand, after time.Duration, writers map[string]wr
 			}
 		})
 	}
+	for deadline := time.Now().Add(startTimeout); d.l.acknowledged() < before+leastAcks; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			d.t.Errorf("fewer than %d acknowledgements in %v", leastAcks, startTimeout)
+			break
+		}
+	}
 	time.Sleep(after)
 	d.s.kill()
 	cancel() // the clients that would still try to reach it
 	wg.Wait()
-	if d.l.acks == before {
-		d.t.Errorf("nothing was acknowledged in %v", after)
-	}
-	counts.add("writes acknowledged before a kill", d.l.acks-before)
+	counts.add("writes acknowledged before a kill", d.l.acknowledged()-before)
 	counts.add("kill -9 while clients wrote", 1)
 	d.s.start()
 }
@@ -373,9 +379,9 @@ func TestDurability(t *testing.T) {
 	if !soak {
 		t.Parallel()
 	}
-	src, rounds, diskMiB := filepath.Join(goSource(t), "cmd", "compile"), 4, 1024
+	src, rounds, diskMiB, longest := filepath.Join(goSource(t), "cmd", "compile"), 4, 1024, 1500*time.Millisecond
 	if soak {
-		src, rounds, diskMiB = goSource(t), 30, 4096
+		src, rounds, diskMiB, longest = goSource(t), 30, 4096, 3*time.Second
 	}
 	d, rng := newDrill(t, diskMiB), seeded(t)
 	writers := map[string]writer{"small-1": d.small, "small-2": d.small, "small-3": d.small, "bulk": d.bulk, "multipart": d.multipart}
@@ -383,7 +389,7 @@ func TestDurability(t *testing.T) {
 		writers["rclone"] = d.rcloneTree(src, readTree(t, src))
 	}
 	for i := range rounds {
-		after := 300*time.Millisecond + time.Duration(rng.Int64N(int64(1500*time.Millisecond)))
+		after := time.Duration(rng.Int64N(int64(longest)))
 		d.round(rng, after, writers)
 		d.l.verify(t, d.s, drillBucket, fmt.Sprintf("kill %d, after %v", i+1, after.Round(time.Millisecond)))
 		d.uploadsInvisible()
@@ -465,7 +471,7 @@ func TestDisksOverwrittenWhileServing(t *testing.T) {
 	endBulk() // would fill the disks meanwhile
 	scribble(t, two(rng, d.s.disks())...)
 	endSmall()
-	counts.add("writes acknowledged while disks were overwritten", d.l.acks)
+	counts.add("writes acknowledged while disks were overwritten", d.l.acknowledged())
 	d.l.verify(t, d.s, drillBucket, "two disks overwritten while serving")
 	d.more(rng, "after")
 	d.s.stop()

@@ -73,6 +73,13 @@ func (l *ledger) ack(key string, c content) {
 	delete(l.pending, key)
 }
 
+// acknowledged is how many writes were acknowledged so far.
+func (l *ledger) acknowledged() int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.acks
+}
+
 // write does one operation on key that leaves c behind, and notes its acknowledgement.
 func (l *ledger) write(key string, c content, do func() error) error {
 	l.begin(key, c)
