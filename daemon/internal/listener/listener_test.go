@@ -132,7 +132,7 @@ func TestMaxConns(t *testing.T) {
 	go func() {
 		c, err := ln.Accept()
 		if err == nil {
-			defer c.Close()
+			err = c.Close()
 		}
 		second <- err
 	}()
