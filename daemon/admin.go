@@ -70,7 +70,7 @@ func newAdminHandler(opt adminOptions) http.Handler {
 		answerJSON(w, app.status(true))
 	}))
 	mux.Handle("GET /metrics", promhttp.HandlerFor(opt.registry, promhttp.HandlerOpts{
-		Registry: opt.registry, MaxRequestsInFlight: adminMaxConns, EnableOpenMetrics: true,
+		MaxRequestsInFlight: adminMaxConns, EnableOpenMetrics: true,
 	}))
 	if !opt.loopback {
 		return mux

@@ -297,6 +297,11 @@ func testAdmin(t *testing.T, in *instance) {
 	if m := regexp.MustCompile(`coffer_crypto_bytes_total\{op="seal",path="[^"]*",primitive="aes-256-gcm"\} [1-9]`); !m.MatchString(metrics) {
 		t.Error("no sealed bytes were counted")
 	}
+	for line := range strings.Lines(metrics) {
+		if !strings.HasPrefix(line, "#") && !regexp.MustCompile(`^(coffer|go|process)_`).MatchString(line) {
+			t.Errorf("metric of another name: %s", line)
+		}
+	}
 	if strings.Contains(metrics, "wonder") {
 		t.Error("metrics name a bucket or key")
 	}
