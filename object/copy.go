@@ -33,12 +33,30 @@ func (s *Store) openSource(ctx context.Context, src *CopySource) (*reader, error
 	return r, nil
 }
 
+// beginCopy waits for the turn of a copy whose body goes into bulk stripes, and returns what ends it. No buffer is held meanwhile, as
+// nothing has been read yet.
+func (s *Store) beginCopy(ctx context.Context) (end func(), err error) {
+	select {
+	case s.copies <- struct{}{}:
+		return func() { <-s.copies }, nil
+	case <-ctx.Done():
+		return nil, fmt.Errorf("wait for other copies: %w", ctx.Err())
+	}
+}
+
 func (s *Store) copy(ctx context.Context, src *CopySource, bucket, key string, o *CopyOptions) (Object, error) {
 	r, err := s.openSource(ctx, src)
 	if err != nil {
 		return Object{}, err
 	}
 	defer r.Close()
+	if r.n > maxInlineSegments*int64(s.alg.PlainSize()) {
+		end, err := s.beginCopy(ctx)
+		if err != nil {
+			return Object{}, err
+		}
+		defer end()
+	}
 	meta := r.obj.Meta
 	if o.ReplaceMeta {
 		tags := meta.Tags
@@ -72,6 +90,11 @@ func (s *Store) copyPart(ctx context.Context, src *CopySource, bucket, key, id s
 		return nil, err
 	}
 	defer r.Close()
+	end, err := s.beginCopy(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
 	o.Size = r.n
 	return s.putPart(ctx, bucket, key, id, number, r, o)
 }

@@ -21,6 +21,7 @@ import (
 const (
 	DefaultCheckpointEvery = 30 * time.Second
 	DefaultCheckpointBytes = 64 << 20
+	DefaultCopies          = 32
 )
 
 // Options make a Store.
@@ -38,7 +39,11 @@ type Options struct {
 	// CheckpointEvery and CheckpointBytes bound what a start has to replay, in time and in bytes of records. 0 means the default.
 	CheckpointEvery time.Duration
 	CheckpointBytes int64
-	Logger          *slog.Logger // nil: discard
+	// Copies bounds the copies of large bodies that run at once. Each keeps up to 4 MiB of the engine's read buffers while it waits for
+	// write buffers, which others may keep while they wait to read: so all together must leave some of disk.Options.ArenaBytes/2.
+	// 0 means the default.
+	Copies int
+	Logger *slog.Logger // nil: discard
 }
 
 // Store is the buckets and objects of one array. It implements disk.State: New opens the index, opening the array with the Store
@@ -61,6 +66,7 @@ type Store struct {
 	applier   applier     // of Apply, whose calls never overlap
 	broken    atomic.Bool // the index proved corrupt: Close removes it
 	stats     counters
+	copies    chan struct{} // holds one for each copy of a large body that runs
 	wake      chan struct{} // a checkpoint is due
 	stop      context.CancelFunc
 	closeOnce sync.Once
@@ -90,12 +96,15 @@ func New(opt Options) (*Store, error) {
 	if opt.CheckpointBytes <= 0 {
 		opt.CheckpointBytes = DefaultCheckpointBytes
 	}
+	if opt.Copies <= 0 {
+		opt.Copies = DefaultCopies
+	}
 	alg, ok := seal.ByPrimitive(opt.Cipher)
 	if !ok {
 		return nil, fmt.Errorf("open store: cipher %q is unknown", opt.Cipher)
 	}
 	s := &Store{opt: opt, keys: opt.Keys, array: opt.Keys.ArrayID(), alg: alg, logger: opt.Logger,
-		digests: newDigests(opt.Crypto), wake: make(chan struct{}, 1)}
+		digests: newDigests(opt.Crypto), copies: make(chan struct{}, opt.Copies), wake: make(chan struct{}, 1)}
 	for a := range s.meters {
 		if p := seal.Algorithm(a).Primitive(); p != "" {
 			s.meters[a] = sealMeters{seal.Meter(opt.Crypto, p, hw.Seal), seal.Meter(opt.Crypto, p, hw.Open)}
