@@ -502,19 +502,23 @@ func (r *recovery) skip(ctx context.Context, i int, off uint32, next uint64) (in
 	// What lies behind, in this band and at the heads of the later ones, may say that the stripe was acknowledged.
 	f := r.order[i]
 	to, toOff, toStripe := -1, uint32(0), ^uint64(0)
-	look := func(n int) {
-		for h := range r.a.headersBehind(f.band, off, n) {
+	look := func(j int, off uint32, n int) {
+		g := r.order[j]
+		for h := range r.a.headersBehind(g.band, off, n) {
 			r.mark = max(r.mark, h.mark)
-			if h.stripe > next && h.stripe <= r.limit[f.num] && h.stripe < toStripe {
-				to, toOff, toStripe = i, h.off, h.stripe
+			if h.stripe > next && h.stripe <= r.limit[g.num] && h.stripe < toStripe {
+				to, toOff, toStripe = j, h.off, h.stripe
 			}
 		}
 	}
-	look(searchBlocks)
+	look(i, off, searchBlocks)
 	for j := i + 1; j < len(r.order); j++ {
 		g := r.order[j]
 		if g.first > next && g.first <= r.limit[g.num] && g.first < toStripe {
 			to, toOff, toStripe = j, 1, g.first
+		}
+		if g.first == 0 { // its first stripe is among the lost
+			look(j, 1, int(r.a.geo.extentBlocks()))
 		}
 		if w, err := r.a.probe(ctx, g.band, 1); err != nil {
 			return 0, 0, 0, err
@@ -527,7 +531,7 @@ func (r *recovery) skip(ctx context.Context, i int, off uint32, next uint64) (in
 		return len(r.order), 0, next, nil // never acknowledged: the end
 	}
 	if to < 0 {
-		look(int(r.a.geo.extentBlocks()))
+		look(i, off, int(r.a.geo.extentBlocks()))
 	}
 	if to < 0 {
 		r.lost(f.num, next, r.mark)

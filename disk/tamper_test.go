@@ -434,3 +434,41 @@ func TestTamperForgedSuperblock(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestTamperFirstOfBand: a band whose first stripe is lost keeps the others.
+func TestTamperFirstOfBand(t *testing.T) {
+	s := newSimArray(t, 3, 2, 1, 12)
+	a := s.open()
+	w := newWritten()
+	var lost testEntry
+	for id := uint64(1); id <= 12; id++ {
+		if err := w.put(a, id, 150<<10); err != nil {
+			t.Fatal(err)
+		}
+		e := s.state.entries[id-1]
+		if e.data.Off == 1 && id > 1 {
+			lost = e
+		}
+	}
+	if lost.seq == 0 {
+		t.Fatal("the second band was not reached")
+	}
+	hit := cells(a, lost.data.Band, lost.data.Off, 2)
+	a.Close()
+	s.state = &testState{gaps: true}
+	for _, c := range hit {
+		xor(s.disks[c.slot], c.at+20, 1)
+	}
+	a = s.open()
+	defer a.Close()
+	n := lost.seq >> seqBits
+	if l := a.Status().Losses; len(l) != 1 || l[0].From != n || l[0].To != n {
+		t.Errorf("losses %+v, want stripe %d", l, n)
+	}
+	var id uint64
+	fmt.Sscanf(lost.body, "rec %d", &id)
+	delete(w.records, id)
+	if err := w.verify(a, s.state); err != nil {
+		t.Error(err)
+	}
+}
