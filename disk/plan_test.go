@@ -91,7 +91,7 @@ func TestPlan(t *testing.T) {
 // TestPlanRandom: layouts of random queues are valid, take everything when that fits for sure, and never less than one record.
 func TestPlanRandom(t *testing.T) {
 	rng := rand.New(rand.NewPCG(8, 9))
-	for i := range 3000 {
+	for i := range 1000 {
 		data, parity := 1+rng.IntN(12), rng.IntN(5)
 		maxBlocks := 110 + rng.IntN(maxCellBlocks-110)
 		var costs []int

@@ -109,7 +109,7 @@ func TestConcurrent(t *testing.T) {
 			t.Logf("%s: %s", a.Status().IO, a.Status().IOReason)
 			w := newWritten()
 			stop := make(chan struct{})
-			time.AfterFunc(400*time.Millisecond, func() { close(stop) })
+			time.AfterFunc(250*time.Millisecond, func() { close(stop) })
 			var others sync.WaitGroup
 			during := func(f func() error) {
 				others.Go(func() {
