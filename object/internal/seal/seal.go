@@ -45,6 +45,8 @@ const (
 	maxAADSize = aadSize + nonceSize
 
 	maxKeySize = 64
+
+	pageSize = 4096 // of the processor's prefetcher
 )
 
 // keyLabel separates stream keys from everything else derived from a data key.
@@ -163,6 +165,8 @@ type Stream struct {
 	nonce [nonceSize]byte
 	iv    [ivSize]byte
 	aad   [maxAADSize]byte
+
+	touched byte
 }
 
 // NewStream derives the stream key and sets up the AEAD. It keeps no reference to p.DataKey.
@@ -266,6 +270,17 @@ func (s *Stream) Seal(dst []byte, i uint64, final bool, plain []byte) (int, erro
 	return n, nil
 }
 
+// touch reads a byte of each page. Segments come from a disk and lie in no cache of this processor; its prefetcher works page by
+// page, and started on all of them at once it has the bytes there before the cipher, whose own reads are too far apart to keep
+// it going: opening a cold segment takes half as long (BenchmarkOpenCold).
+func (s *Stream) touch(p []byte) {
+	x := s.touched
+	for i := 0; i < len(p); i += pageSize {
+		x ^= p[i]
+	}
+	s.touched = x // a result, or the loop would be left out
+}
+
 // Open opens segment i into the front of dst, which has room for len(sealed) bytes, and returns the plaintext there. On
 // error dst holds nothing of the segment. sealed is not modified and must not overlap dst.
 func (s *Stream) Open(dst []byte, i uint64, final bool, sealed []byte) ([]byte, error) {
@@ -273,6 +288,7 @@ func (s *Stream) Open(dst []byte, i uint64, final bool, sealed []byte) ([]byte, 
 		return nil, ErrOpen
 	}
 	s.setNonce(i, final)
+	s.touch(sealed)
 	var out []byte
 	var err error
 	if s.alg == AES256CBCHMACSHA512 {

@@ -378,3 +378,27 @@ func BenchmarkOpen(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkOpenCold opens segments that lie in no cache near the processor, as after a read from disk.
+func BenchmarkOpenCold(b *testing.B) {
+	for _, a := range algorithms {
+		b.Run(string(a.Primitive()), func(b *testing.B) {
+			const slots = 1024
+			s := newStream(b, params(a))
+			mem, buf := make([]byte, slots*SegmentSize), make([]byte, SegmentSize)
+			if _, err := s.Seal(mem, 7, false, recipe(a.PlainSize())); err != nil {
+				b.Fatal(err)
+			}
+			for i := 1; i < slots; i++ {
+				copy(mem[i*SegmentSize:], mem[:SegmentSize])
+			}
+			b.SetBytes(int64(a.PlainSize()))
+			b.ReportAllocs()
+			for i := 0; b.Loop(); i++ {
+				if _, err := s.Open(buf, 7, false, mem[i%slots*SegmentSize:][:SegmentSize]); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
