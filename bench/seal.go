@@ -1,0 +1,168 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"golang.org/x/sync/errgroup"
+
+	"coffer/hw"
+	"coffer/object"
+)
+
+const (
+	nullCipher  = hw.Primitive("null")
+	largeObject = 16 << 20
+	// sealStreams is how many objects are on their way at once.
+	sealStreams = 4
+	// objectsPerTurn is how many objects are moved before the other cipher has its turn.
+	objectsPerTurn = 8
+)
+
+// sealCase is a way to store and read large objects.
+type sealCase struct {
+	id     string
+	name   string
+	memory bool
+	sse    object.SSE
+}
+
+// sealSeries is what one cipher gave: bytes per second and CPU seconds per GB, by turn.
+type sealSeries struct{ put, get, putCPU, getCPU []float64 }
+
+// seal compares the store with AES-256-GCM to the same store with a cipher that copies. MD5, which SSE-S3 shows as the ETag and
+// which costs several times what all else does, hides the cipher: with a customer key there is none.
+func (b *bench) seal(ctx context.Context) error {
+	if !b.opt.wants("seal/files", "seal/md5", "seal/memory") {
+		return nil
+	}
+	if ok, err := b.hasNull(ctx); err != nil || !ok {
+		return err
+	}
+	key := new([32]byte)
+	rand.Read(key[:])
+	customer := object.SSE{Mode: object.ModeCustomer, CustomerKey: key, CustomerMD5: strings.Repeat("A", 24)}
+	body := make([]byte, largeObject)
+	rand.Read(body)
+	for _, c := range []sealCase{
+		{"seal/files", "files", false, customer}, {"seal/md5", "files, with MD5 (SSE-S3)", false, object.SSE{}},
+		{"seal/memory", "memory disks", true, customer},
+	} {
+		if !b.opt.wants(c.id) {
+			continue
+		}
+		var sealed, null sealSeries
+		for round := range b.opt.rounds {
+			if err := b.sealRound(ctx, c, round, body, &sealed, &null); err != nil {
+				return err
+			}
+		}
+		b.sealLines(c, &sealed, &null)
+	}
+	return nil
+}
+
+func (b *bench) sealLines(c sealCase, sealed, null *sealSeries) {
+	for _, l := range []struct {
+		op               string
+		x, y, xCPU, yCPU []float64
+	}{
+		{"put", sealed.put, null.put, sealed.putCPU, null.putCPU},
+		{"get", sealed.get, null.get, sealed.getCPU, null.getCPU},
+	} {
+		if !c.memory {
+			b.add(result{What: fmt.Sprintf("%s, %s, sealed : null", l.op, c.name), A: gbps(median(l.x)), B: gbps(median(l.y)),
+				Ratio: median(ratios(l.x, l.y)), Target: 0.95})
+		}
+		perGB := func(v []float64) string { return fmt.Sprintf("%.3f CPU-s/GB", median(v)) }
+		b.add(result{What: fmt.Sprintf("%s, %s, CPU null : sealed", l.op, c.name), A: perGB(l.yCPU), B: perGB(l.xCPU),
+			Ratio: median(ratios(l.yCPU, l.xCPU))})
+	}
+}
+
+// hasNull reports whether the null cipher was built in.
+func (b *bench) hasNull(ctx context.Context) (bool, error) {
+	bed, err := b.rig.open(ctx, bedOptions{cipher: nullCipher})
+	if err != nil && strings.Contains(err.Error(), "unknown") {
+		b.add(result{What: "sealed : null", A: "not built", Note: "build with -tags coffer_nullcipher"})
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	return true, bed.close()
+}
+
+// sealRound opens a store with each cipher, each on disks of its own that change hands from round to round, and has them put and
+// get objects by turns.
+func (b *bench) sealRound(ctx context.Context, c sealCase, round int, body []byte, sealed, null *sealSeries) (err error) {
+	x, err := b.rig.open(ctx, bedOptions{memory: c.memory, cipher: hw.AES256GCM, set: round % sets})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, x.close()) }()
+	y, err := b.rig.open(ctx, bedOptions{memory: c.memory, cipher: nullCipher, set: (round + 1) % sets})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, y.close()) }()
+
+	put := func(s *object.Store, i int) error {
+		_, err := s.Put(ctx, bucket, fmt.Sprint("object", i), bytes.NewReader(body), object.PutOptions{Size: largeObject, SSE: c.sse})
+		return err
+	}
+	get := func(s *object.Store, i int) error { return readObject(ctx, s, fmt.Sprint("object", i), c.sse) }
+	for _, m := range []struct {
+		op                     func(*object.Store, int) error
+		rate, cpu, nRate, nCPU *[]float64
+	}{{put, &sealed.put, &sealed.putCPU, &null.put, &null.putCPU}, {get, &sealed.get, &sealed.getCPU, &null.get, &null.getCPU}} {
+		turn := 0
+		side := func(s *object.Store, rate, cpu *[]float64) func() error {
+			return func() error {
+				took, err := timed(func() error {
+					return parallel(sealStreams, objectsPerTurn, func(i int) error { return m.op(s, turn/2*objectsPerTurn+i) })
+				})
+				if turn++; turn > 2 { // the first maps the buffers
+					n := float64(objectsPerTurn) * largeObject
+					*rate = append(*rate, took.perSecond(n))
+					*cpu = append(*cpu, took.cpu.Seconds()/n*1e9)
+				}
+				return err
+			}
+		}
+		if err := byTurns(1+pick(b, 4, 1), side(x.store, m.rate, m.cpu), side(y.store, m.nRate, m.nCPU)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func readObject(ctx context.Context, s *object.Store, key string, sse object.SSE) error {
+	r, err := s.Get(ctx, bucket, key, object.GetOptions{SSE: sse})
+	if err != nil {
+		return err
+	}
+	_, err = r.WriteTo(io.Discard)
+	return errors.Join(err, r.Close())
+}
+
+// parallel calls f with 0..n-1, as many at once as streams.
+func parallel(streams, n int, f func(i int) error) error {
+	var g errgroup.Group
+	for l := range streams {
+		g.Go(func() error {
+			for i := l; i < n; i += streams {
+				if err := f(i); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	return g.Wait()
+}
