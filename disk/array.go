@@ -211,7 +211,7 @@ func (a *Array) beginEpoch(cut uint64) error {
 		a.random(e.id[:])
 		s.history = append([]epoch{e}, s.history[:min(len(s.history), maxHistory-1)]...)
 		s.members = append([]memberEntry(nil), s.members...)
-		s.keyArea, s.clean = a.opt.Keys.Area(), false
+		s.keyArea, s.clean, s.last = a.opt.Keys.Area(), false, 0
 		for i, d := range a.disks {
 			st := memberActive
 			if !d.usable() {
@@ -414,7 +414,7 @@ func (a *Array) markClean() error {
 	a.mu.RLock()
 	s := a.super
 	a.mu.RUnlock()
-	s.clean = true
+	s.clean, s.last = true, a.log.acked.Load()
 	_, err := a.writeSuper(&s)
 	return err
 }

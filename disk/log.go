@@ -68,7 +68,7 @@ func newPackedLog(a *Array) *packedLog {
 var requests = sync.Pool{New: func() any { return &request{done: make(chan struct{}, 1)} }}
 
 // Append adds a record to the log and returns its sequence number once it is durable on every disk of its stripe and applied.
-// When ctx ends first the record's fate is unknown: it may become durable later.
+// It does not end early with ctx: every I/O has a deadline, so an answer always comes.
 func (a *Array) Append(ctx context.Context, rec Record) (uint64, error) {
 	if len(rec.Body) > MaxBody || len(rec.Data) > MaxPacked {
 		return 0, fmt.Errorf("append record of %d+%d bytes: %w", len(rec.Body), len(rec.Data), ErrTooLarge)

@@ -298,6 +298,9 @@ func (a *Array) newRecovery() *recovery {
 	for _, e := range a.super.history {
 		r.mark = max(r.mark, e.cut)
 	}
+	if a.super.clean {
+		r.mark = max(r.mark, a.super.last)
+	}
 	// A stripe number that a later epoch used again was void in the earlier one.
 	lowest, later := ^uint64(0), ^uint64(0)
 	for i := len(r.order) - 1; i >= 0; i-- {

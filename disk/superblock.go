@@ -60,6 +60,7 @@ type superblock struct {
 	diskSize int64
 	created  int64   // unix ms
 	clean    bool    // nothing was on its way when the array was closed
+	last     uint64  // with clean: the last packed stripe
 	history  []epoch // newest first; history[0] is the current epoch
 	members  []memberEntry
 	keyArea  []byte
@@ -101,6 +102,7 @@ func (s *superblock) encode(copyNo int, key []byte) []byte {
 	le.PutUint64(b[72:], uint64(s.created))
 	if s.clean {
 		b[80] = 1
+		le.PutUint64(b[88:], s.last)
 	}
 	p := superFixed
 	for _, m := range s.members {
@@ -154,6 +156,7 @@ func decodeSuperblock(b []byte, copyNo int) (*superblock, error) {
 	s.geo = Geometry{Data: int(b[48]), Parity: int(b[49]), ExtentSize: int64(le.Uint64(b[56:]))}
 	members, history, area := int(b[50]), int(b[51]), int(le.Uint32(b[52:]))
 	s.diskSize, s.created, s.clean = int64(le.Uint64(b[64:])), int64(le.Uint64(b[72:])), b[80]&1 != 0
+	s.last = le.Uint64(b[88:])
 	if history < 1 || history > maxHistory || area > maxKeyArea || s.slot >= members ||
 		s.geo.Validate(members) != nil || n != superFixed+members*memberSize+history*epochSize+area {
 		return nil, errSuperblock
@@ -190,7 +193,7 @@ func checkMAC(b, key []byte) error {
 
 // sameState reports whether two copies describe the same moment of the same disk.
 func (s *superblock) sameState(o *superblock) bool {
-	return s.array == o.array && s.disk == o.disk && s.slot == o.slot && s.geo == o.geo && s.clean == o.clean &&
+	return s.array == o.array && s.disk == o.disk && s.slot == o.slot && s.geo == o.geo && s.clean == o.clean && s.last == o.last &&
 		slices.Equal(s.history, o.history) && slices.Equal(s.members, o.members) && bytes.Equal(s.keyArea, o.keyArea)
 }
 
