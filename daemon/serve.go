@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"runtime"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -19,6 +20,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"coffer/daemon/internal/listener"
+	"coffer/disk"
 	"coffer/hw"
 	"coffer/s3"
 )
@@ -67,6 +69,9 @@ func newServeCommand(e env) *cobra.Command {
 			cfg, err := load()
 			if err != nil {
 				return err
+			}
+			if e.getenv("GOMAXPROCS") == "" {
+				runtime.GOMAXPROCS(disk.GoProcs(runtime.NumCPU()))
 			}
 			if err := hardenProcess(); err != nil {
 				return err
