@@ -219,7 +219,7 @@ func (a *Array) beginEpoch(cut uint64) error {
 				out++
 			}
 			if s.members[i].state != st {
-				s.members[i].state, s.members[i].since = st, e.num
+				s.members[i].state, s.members[i].since, s.members[i].last = st, e.num, a.super.epoch().id
 			}
 		}
 		a.mu.Unlock()

@@ -327,3 +327,26 @@ func TestFilesAsDisks(t *testing.T) {
 	}
 	reopen(1, DiskMissing, "")
 }
+
+// TestLongAbsence: a disk that was away for more epochs than the history holds is still known, by the member table.
+func TestLongAbsence(t *testing.T) {
+	s := newSimArray(t, 4, 2, 2, 16)
+	c := newWritten()
+	a := s.open()
+	if err := c.put(a, 1, 5000); err != nil {
+		t.Fatal(err)
+	}
+	a.Close()
+	for range maxHistory + 5 {
+		a = s.open(s.disks[1:]...)
+		a.Close()
+	}
+	a = s.open()
+	defer a.Close()
+	if st := a.Status(); st.State != "healthy" {
+		t.Errorf("state %s (%s) after %d epochs without a disk", st.State, st.Reason, maxHistory+5)
+	}
+	if err := c.verify(a, s.state); err != nil {
+		t.Error(err)
+	}
+}

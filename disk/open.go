@@ -196,7 +196,7 @@ func (s *Set) place(head, sb *superblock, i int, disks []*disk) error {
 	}
 	d.dev, d.gi, d.path, d.super, d.torn = dev, i, dev.Path(), sb, torn
 	switch {
-	case !head.knows(sb.epoch()):
+	case !head.knows(sb.epoch(), sb.slot):
 		d.state, d.reason = DiskForeign, "its history left the array's: it was written elsewhere"
 	case dev.Limits().Size < sb.diskSize:
 		d.state, d.reason = DiskForeign, fmt.Sprintf("%d bytes, shorter than the %d it had", dev.Limits().Size, sb.diskSize)
@@ -234,7 +234,7 @@ func chooseHead(proven []*superblock, degraded bool) (*superblock, error) {
 	for _, h := range proven {
 		known := 0
 		for _, s := range proven {
-			if s.array == h.array && h.knows(s.epoch()) {
+			if s.array == h.array && h.knows(s.epoch(), s.slot) {
 				known++
 			}
 		}
@@ -253,7 +253,7 @@ func chooseHead(proven []*superblock, degraded bool) (*superblock, error) {
 		return nil, fmt.Errorf("%w: %d of %d disks found that agree, need %d", ErrMembership, most, len(h.members), need)
 	}
 	for _, h := range heads[1:] {
-		if !heads[0].knows(h.epoch()) {
+		if !heads[0].knows(h.epoch(), h.slot) {
 			return nil, fmt.Errorf("%w: the disks hold two histories, at epochs %d and %d, that diverged: remove the disks of one",
 				ErrMembership, heads[0].epoch().num, h.epoch().num)
 		}

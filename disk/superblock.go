@@ -40,7 +40,8 @@ type memberEntry struct {
 	id      diskID
 	state   memberState
 	extents uint32
-	since   uint64 // the epoch at which the state last changed
+	since   uint64  // the epoch at which the state last changed
+	last    [8]byte // of a disk that is out: id of the epoch before, the last it took part in
 }
 
 // epoch is a period of writing by one process with one set of disks. Cut is the last packed stripe before it: whatever an
@@ -68,8 +69,13 @@ type superblock struct {
 
 func (s *superblock) epoch() epoch { return s.history[0] }
 
-// knows reports whether e is the superblock's epoch or one of its ancestors.
-func (s *superblock) knows(e epoch) bool {
+// knows reports whether e is the superblock's epoch, one of its ancestors, or the one in which the disk in slot left.
+func (s *superblock) knows(e epoch, slot int) bool {
+	if slot < len(s.members) {
+		if m := s.members[slot]; m.state == memberOut && m.since == e.num+1 && m.last == e.id {
+			return true
+		}
+	}
 	return slices.ContainsFunc(s.history, func(h epoch) bool { return h.num == e.num && h.id == e.id })
 }
 
@@ -110,6 +116,7 @@ func (s *superblock) encode(copyNo int, key []byte) []byte {
 		b[p+16] = byte(m.state)
 		le.PutUint32(b[p+20:], m.extents)
 		le.PutUint64(b[p+24:], m.since)
+		copy(b[p+32:], m.last[:])
 		p += memberSize
 	}
 	for _, e := range s.history {
@@ -166,7 +173,7 @@ func decodeSuperblock(b []byte, copyNo int) (*superblock, error) {
 		var m memberEntry
 		copy(m.id[:], b[p:])
 		m.state = memberState(b[p+16])
-		m.extents, m.since = le.Uint32(b[p+20:]), le.Uint64(b[p+24:])
+		m.extents, m.since, m.last = le.Uint32(b[p+20:]), le.Uint64(b[p+24:]), [8]byte(b[p+32:])
 		s.members = append(s.members, m)
 		p += memberSize
 	}
