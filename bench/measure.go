@@ -28,18 +28,13 @@ func ratios(a, b []float64) []float64 {
 	return r
 }
 
-// byTurns runs a and b in each round, each first in every other one.
-func byTurns(rounds int, a, b func() error) error {
+// byTurns runs all of fs in each round, another one first each time.
+func byTurns(rounds int, fs ...func() error) error {
 	for i := range rounds {
-		first, second := a, b
-		if i%2 == 1 {
-			first, second = b, a
-		}
-		if err := first(); err != nil {
-			return err
-		}
-		if err := second(); err != nil {
-			return err
+		for k := range fs {
+			if err := fs[(i+k)%len(fs)](); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

@@ -32,8 +32,8 @@ type sealCase struct {
 	sse    object.SSE
 }
 
-// sealSeries is what one cipher gave: bytes per second and CPU seconds per GB, by turn.
-type sealSeries struct{ put, get, putCPU, getCPU []float64 }
+// sealSeries is what one cipher gave.
+type sealSeries struct{ put, get series }
 
 // seal compares the store with AES-256-GCM to the same store with a cipher that copies. MD5, which SSE-S3 shows as the ETag and
 // which costs several times what all else does, hides the cipher: with a customer key there is none.
@@ -69,19 +69,16 @@ func (b *bench) seal(ctx context.Context) error {
 
 func (b *bench) sealLines(c sealCase, sealed, null *sealSeries) {
 	for _, l := range []struct {
-		op               string
-		x, y, xCPU, yCPU []float64
-	}{
-		{"put", sealed.put, null.put, sealed.putCPU, null.putCPU},
-		{"get", sealed.get, null.get, sealed.getCPU, null.getCPU},
-	} {
+		op   string
+		x, y *series
+	}{{"put", &sealed.put, &null.put}, {"get", &sealed.get, &null.get}} {
 		if !c.memory {
-			b.add(result{What: fmt.Sprintf("%s, %s, sealed : null", l.op, c.name), A: gbps(median(l.x)), B: gbps(median(l.y)),
-				Ratio: median(ratios(l.x, l.y)), Target: 0.95})
+			b.add(result{What: fmt.Sprintf("%s, %s, sealed : null", l.op, c.name), A: gbps(median(l.x.rate)), B: gbps(median(l.y.rate)),
+				Ratio: median(ratios(l.x.rate, l.y.rate)), Target: 0.95})
 		}
-		perGB := func(v []float64) string { return fmt.Sprintf("%.3f CPU-s/GB", median(v)) }
-		b.add(result{What: fmt.Sprintf("%s, %s, CPU null : sealed", l.op, c.name), A: perGB(l.yCPU), B: perGB(l.xCPU),
-			Ratio: median(ratios(l.yCPU, l.xCPU))})
+		perGB := func(s *series) string { return fmt.Sprintf("%.3f CPU-s/GB", median(s.cpu)) }
+		b.add(result{What: fmt.Sprintf("%s, %s, CPU null : sealed", l.op, c.name), A: perGB(l.y), B: perGB(l.x),
+			Ratio: median(ratios(l.y.cpu, l.x.cpu))})
 	}
 }
 
@@ -118,24 +115,22 @@ func (b *bench) sealRound(ctx context.Context, c sealCase, round int, body []byt
 	}
 	get := func(s *object.Store, i int) error { return readObject(ctx, s, fmt.Sprint("object", i), c.sse) }
 	for _, m := range []struct {
-		op                     func(*object.Store, int) error
-		rate, cpu, nRate, nCPU *[]float64
-	}{{put, &sealed.put, &sealed.putCPU, &null.put, &null.putCPU}, {get, &sealed.get, &sealed.getCPU, &null.get, &null.getCPU}} {
+		op           func(*object.Store, int) error
+		sealed, null *series
+	}{{put, &sealed.put, &null.put}, {get, &sealed.get, &null.get}} {
 		turn := 0
-		side := func(s *object.Store, rate, cpu *[]float64) func() error {
+		side := func(s *object.Store, out *series) func() error {
 			return func() error {
 				took, err := timed(func() error {
 					return parallel(sealStreams, objectsPerTurn, func(i int) error { return m.op(s, turn/2*objectsPerTurn+i) })
 				})
 				if turn++; turn > 2 { // the first maps the buffers
-					n := float64(objectsPerTurn) * largeObject
-					*rate = append(*rate, took.perSecond(n))
-					*cpu = append(*cpu, took.cpu.Seconds()/n*1e9)
+					out.add(took, objectsPerTurn*largeObject)
 				}
 				return err
 			}
 		}
-		if err := byTurns(1+pick(b, 4, 1), side(x.store, m.rate, m.cpu), side(y.store, m.nRate, m.nCPU)); err != nil {
+		if err := byTurns(1+pick(b, 4, 1), side(x.store, m.sealed), side(y.store, m.null)); err != nil {
 			return err
 		}
 	}
