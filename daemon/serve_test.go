@@ -360,6 +360,12 @@ func testDrain(t *testing.T, in *instance) {
 		status <- code
 	}()
 	feed.Write(large[:1<<20])
+	// What is only in a socket is not yet a request, and a shutdown does not wait for it.
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+		if _, metrics := get(t, in.admin+"/metrics"); strings.Contains(metrics, "coffer_s3_requests_in_flight 1\n") {
+			break
+		}
+	}
 	in.stop()
 	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
 		if code, reason := get(t, in.admin+"/readyz"); code == http.StatusServiceUnavailable && strings.Contains(reason, "shutting down") {
