@@ -20,8 +20,6 @@ const (
 	largeObject = 16 << 20
 	// sealStreams is how many objects are on their way at once.
 	sealStreams = 4
-	// objectsPerTurn is how many objects are moved before the other cipher has its turn.
-	objectsPerTurn = 8
 )
 
 // sealCase is a way to store and read large objects.
@@ -30,6 +28,7 @@ type sealCase struct {
 	name   string
 	memory bool
 	sse    object.SSE
+	turn   int // objects moved before the other cipher has its turn; few where there is little room
 }
 
 // sealSeries is what one cipher gave.
@@ -50,8 +49,8 @@ func (b *bench) seal(ctx context.Context) error {
 	body := make([]byte, largeObject)
 	rand.Read(body)
 	for _, c := range []sealCase{
-		{"seal/files", "files", false, customer}, {"seal/md5", "files, with MD5 (SSE-S3)", false, object.SSE{}},
-		{"seal/memory", "memory disks", true, customer},
+		{"seal/files", "files", false, customer, pick(b, 16, 4)}, {"seal/md5", "files, with MD5 (SSE-S3)", false, object.SSE{}, pick(b, 16, 4)},
+		{"seal/memory", "memory disks", true, customer, pick(b, 8, 2)},
 	} {
 		if !b.opt.wants(c.id) {
 			continue
@@ -122,10 +121,10 @@ func (b *bench) sealRound(ctx context.Context, c sealCase, round int, body []byt
 		side := func(s *object.Store, out *series) func() error {
 			return func() error {
 				took, err := timed(func() error {
-					return parallel(sealStreams, objectsPerTurn, func(i int) error { return m.op(s, turn/2*objectsPerTurn+i) })
+					return parallel(sealStreams, c.turn, func(i int) error { return m.op(s, turn/2*c.turn+i) })
 				})
 				if turn++; turn > 2 { // the first maps the buffers
-					out.add(took, objectsPerTurn*largeObject)
+					out.add(took, float64(c.turn)*largeObject)
 				}
 				return err
 			}
