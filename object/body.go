@@ -302,7 +302,11 @@ func (w *sealer) bulk(ctx context.Context, out *sealedBody) (err error) {
 	return err
 }
 
-// stripes writes the slots of one stream to bulk stripes: one is filled while at most one is on its way to the disks.
+// maxFlying is how many stripes of one stream may be on their way to the disks while the next is filled: with two, the disks
+// need not wait for the processor nor the processor for the disks.
+const maxFlying = 2
+
+// stripes writes the slots of one stream to bulk stripes: one is filled while at most maxFlying are on their way to the disks.
 type stripes struct {
 	ctx    context.Context
 	log    Log
@@ -310,8 +314,7 @@ type stripes struct {
 	slots  int          // in w
 	used   int          // of them
 	done   []disk.Stripe
-	flying bool
-	landed chan committed
+	flying []chan committed // oldest first
 }
 
 type committed struct {
@@ -319,12 +322,14 @@ type committed struct {
 	err    error
 }
 
-// slot returns the memory of the next segment. left is how many segments are to come, this one included, -1 when unknown.
+// slot returns the memory of the next segment. left is how many segments are to come, this one included, -1 when unknown. A
+// stream of known length is cut into stripes of equal size, so that none is a costly small one.
 func (s *stripes) slot(left int64) ([]byte, error) {
 	if s.w == nil {
 		n := int64(s.log.MaxStripeSegments())
 		if left >= 0 {
-			n = min(n, left)
+			full := (left + n - 1) / n
+			n = (left + full - 1) / full
 		}
 		w, err := s.log.NewStripe(s.ctx, int(n))
 		if err != nil {
@@ -347,30 +352,26 @@ func (s *stripes) filled() error {
 	return s.launch()
 }
 
-// launch commits the filled stripe in the background, after the one before it has landed.
+// launch commits the filled stripe in the background.
 func (s *stripes) launch() error {
-	if err := s.land(); err != nil {
-		return err
+	for len(s.flying) >= maxFlying {
+		if err := s.land(); err != nil {
+			return err
+		}
 	}
-	if s.landed == nil {
-		s.landed = make(chan committed, 1)
-	}
-	w := s.w
-	s.w, s.flying = nil, true
+	w, landed := s.w, make(chan committed, 1)
+	s.w, s.flying = nil, append(s.flying, landed)
 	go func() {
 		st, err := w.Commit(s.ctx)
-		s.landed <- committed{st, err}
+		landed <- committed{st, err}
 	}()
 	return nil
 }
 
-// land waits for the stripe in flight.
+// land waits for the oldest stripe in flight.
 func (s *stripes) land() error {
-	if !s.flying {
-		return nil
-	}
-	c := <-s.landed
-	s.flying = false
+	c := <-s.flying[0]
+	s.flying = s.flying[1:]
 	if c.err != nil {
 		return fmt.Errorf("write stripe: %w", c.err)
 	}
@@ -385,8 +386,10 @@ func (s *stripes) finish() ([]disk.Stripe, error) {
 			return nil, err
 		}
 	}
-	if err := s.land(); err != nil {
-		return nil, err
+	for len(s.flying) > 0 {
+		if err := s.land(); err != nil {
+			return nil, err
+		}
 	}
 	return s.done, nil
 }
@@ -397,10 +400,10 @@ func (s *stripes) abort() {
 		s.w.Discard()
 		s.w = nil
 	}
-	if s.flying {
-		<-s.landed
-		s.flying = false
+	for _, landed := range s.flying {
+		<-landed
 	}
+	s.flying = nil
 }
 
 // randomETag stands for the MD5 where S3 does not show it: with customer keys.

@@ -289,7 +289,7 @@ func TestRepairAndCorruption(t *testing.T) {
 	f.put("k", body, PutOptions{})
 	var first disk.Stripe
 	for s := range f.log.bulk {
-		if s.Segments == 6 {
+		if s.Segments == 5 {
 			first = s
 		}
 	}

@@ -402,3 +402,21 @@ func BenchmarkOpenCold(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkSealCold seals into slots that lie in no cache near the processor, as those of a stripe do.
+func BenchmarkSealCold(b *testing.B) {
+	for _, a := range algorithms {
+		b.Run(string(a.Primitive()), func(b *testing.B) {
+			const slots = 1024
+			s := newStream(b, params(a))
+			mem, plain := make([]byte, slots*SegmentSize), recipe(a.PlainSize())
+			b.SetBytes(int64(a.PlainSize()))
+			b.ReportAllocs()
+			for i := 0; b.Loop(); i++ {
+				if _, err := s.Seal(mem[i%slots*SegmentSize:][:SegmentSize], uint64(i), false, plain); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
