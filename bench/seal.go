@@ -19,7 +19,7 @@ const (
 	nullCipher  = hw.Primitive("null")
 	largeObject = 16 << 20
 	// sealStreams is how many objects are on their way at once.
-	sealStreams = 4
+	sealStreams = 8
 )
 
 // sealCase is a way to store and read large objects.
@@ -49,7 +49,7 @@ func (b *bench) seal(ctx context.Context) error {
 	body := make([]byte, largeObject)
 	rand.Read(body)
 	for _, c := range []sealCase{
-		{"seal/files", "files", false, customer, pick(b, 16, 4)}, {"seal/md5", "files, with MD5 (SSE-S3)", false, object.SSE{}, pick(b, 16, 4)},
+		{"seal/files", "files", false, customer, pick(b, 32, 4)}, {"seal/md5", "files, with MD5 (SSE-S3)", false, object.SSE{}, pick(b, 32, 4)},
 		{"seal/memory", "memory disks", true, customer, pick(b, 8, 2)},
 	} {
 		if !b.opt.wants(c.id) {
