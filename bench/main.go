@@ -35,6 +35,7 @@ type options struct {
 	json    bool
 	rounds  int
 	profile string
+	objects int // of the scale case
 }
 
 // wants reports whether one of the cases was chosen.
@@ -52,6 +53,7 @@ var suites = []suite{
 	{"bulk stripes against plain O_DIRECT loops", []string{"engine"}, (*bench).engine},
 	{"4 KiB durable puts against a lone durable append loop",
 		[]string{"puts/store/1", "puts/store/64", "puts/store/256", "puts/array/1", "puts/array/64", "puts/array/256"}, (*bench).puts},
+	{"an index of many objects", []string{"scale"}, (*bench).scale},
 	{"4 KiB gets, allocations", []string{"small/get", "small/allocs"}, (*bench).small},
 }
 
@@ -73,6 +75,7 @@ func parse(args []string, stderr io.Writer) (o options, err error) {
 	f.BoolVar(&o.quick, "quick", false, "one short round of each line: shows that it works, not how fast it is")
 	f.BoolVar(&o.json, "json", false, "print one JSON array instead of a table")
 	f.IntVar(&o.rounds, "rounds", 0, "rounds of each line (default 9, or 1 with -quick)")
+	f.IntVar(&o.objects, "objects", 0, "objects of the scale case (default 10 million, or 20,000 with -quick)")
 	f.StringVar(&o.profile, "cpuprofile", "", "write a CPU profile to `file`")
 	pattern := f.String("run", "", "`regexp` of the cases to run, such as seal, engine/read or puts/store/64 (default all)")
 	if err := f.Parse(args); err != nil {
@@ -86,11 +89,19 @@ func parse(args []string, stderr io.Writer) (o options, err error) {
 			o.rounds = 1
 		}
 	}
+	if o.objects <= 0 {
+		if o.objects = 10_000_000; o.quick {
+			o.objects = 20_000
+		}
+	}
 	o.run, err = regexp.Compile(*pattern)
 	return o, err
 }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err error) {
+	if len(args) > 0 && args[0] == putUntilKilled {
+		return runPutUntilKilled(ctx, args[1:], stdout)
+	}
 	o, err := parse(args, stderr)
 	if err != nil {
 		return err
