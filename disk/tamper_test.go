@@ -298,6 +298,41 @@ func TestTamperBandHeader(t *testing.T) {
 	}
 }
 
+// TestFirstStripeElsewhere: the first stripe of a band may lie only on disks whose band headers are damaged.
+func TestFirstStripeElsewhere(t *testing.T) {
+	s := newSimArray(t, 6, 4, 2, 12)
+	a := s.open()
+	w := newWritten()
+	put := func() uint64 { // one record to a stripe: three cells
+		if err := w.put(a, uint64(len(w.records)+1), 3000); err != nil {
+			t.Fatal(err)
+		}
+		return s.state.entries[len(s.state.entries)-1].data.Band
+	}
+	first := put()
+	second := put()
+	for second == first {
+		second = put()
+	}
+	for range 3 {
+		put()
+	}
+	band := a.bands[second]
+	if err := a.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for role := range 3 {
+		m := band.members[(rotation(band.num, 1, len(band.members))+role)%len(band.members)]
+		xor(s.disks[m.slot], a.geo.extentOffset(m.extent)+20, 0x41)
+	}
+	s.state = &testState{gaps: true}
+	a = s.open()
+	defer a.Close()
+	if err := w.verify(a, s.state); err != nil || len(a.Status().Losses) > 0 {
+		t.Errorf("%v; losses %+v", err, a.Status().Losses)
+	}
+}
+
 // TestTamperWhileOpen: a read that meets damage repairs it in the background.
 func TestTamperWhileOpen(t *testing.T) {
 	x := newTampered(t)
