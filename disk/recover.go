@@ -23,6 +23,8 @@ type recovery struct {
 	order []*foundBand // packed bands, ascending
 	mark  uint64       // highest stripe known to have been acknowledged
 	limit map[uint64]uint64
+	// replay takes what the walk finds; nil in a recovery that only looks.
+	replay *replay
 }
 
 // scanBatch is how many extents of each disk are looked at in one batch.
@@ -136,7 +138,7 @@ func (r *recovery) dropVoid() {
 	taken := map[bandMember]bool{}
 	for _, f := range all {
 		clash := slices.ContainsFunc(f.members, func(m bandMember) bool { return taken[m] })
-		if clash || (!f.begun && !r.anythingBehind(f.band)) {
+		if clash || (!f.begun && !r.anythingIn(f)) {
 			delete(r.found, f.num)
 			continue
 		}
@@ -146,9 +148,13 @@ func (r *recovery) dropVoid() {
 	}
 }
 
-// anythingBehind looks for any valid header in the part of a band that could be in flight while its first stripe is missing.
-func (r *recovery) anythingBehind(b *band) bool {
-	for h := range r.a.headersBehind(b, 1, searchBlocks) {
+// anythingIn looks for any valid header in the part of a band that could be in flight while its first stripe is missing. The first
+// stripe may well be there: on the other disks of the band, whose own band headers are damaged.
+func (r *recovery) anythingIn(f *foundBand) bool {
+	for h := range r.a.headersBehind(f.band, 1, searchBlocks) {
+		if h.off == 1 {
+			f.first = h.stripe
+		}
 		return h.blocks > 0
 	}
 	return false
@@ -203,6 +209,11 @@ func (a *Array) headersBehind(b *band, off uint32, n int) func(func(header) bool
 
 // probe reads the stripe that begins at block off of a band: nil when no valid header is there. Cells are verified.
 func (a *Array) probe(ctx context.Context, b *band, off uint32) (*wholeStripe, error) {
+	return a.probeBy(ctx, a.group, b, off)
+}
+
+// probeBy is probe with reads by run.
+func (a *Array) probeBy(ctx context.Context, run runner, b *band, off uint32) (*wholeStripe, error) {
 	if off >= a.geo.extentBlocks() {
 		return nil, nil
 	}
@@ -221,7 +232,7 @@ func (a *Array) probe(ctx context.Context, b *band, off uint32) (*wholeStripe, e
 	if len(ops) == 0 {
 		return nil, nil
 	}
-	if err := a.group.Run(ops); err != nil {
+	if err := run.Run(ops); err != nil {
 		return nil, err
 	}
 	var best *wholeStripe
@@ -235,7 +246,7 @@ func (a *Array) probe(ctx context.Context, b *band, off uint32) (*wholeStripe, e
 			continue
 		}
 		seen = append(seen, h)
-		w, err := a.readWhole(ctx, b, h)
+		w, err := a.readWholeBy(ctx, run, b, h)
 		if err != nil {
 			continue
 		}
@@ -275,7 +286,9 @@ func (a *Array) recover(ctx context.Context) (uint64, error) {
 			return 0, fmt.Errorf("reset the state: %w", err)
 		}
 	}
+	r.replay = newReplay(a)
 	cut, err := r.walk(ctx, from)
+	err = errors.Join(err, r.replay.finish())
 	a.mark = r.mark
 	return cut, err
 }
@@ -336,6 +349,8 @@ func (r *recovery) holds(ctx context.Context, p Position) (bool, error) {
 // walk goes over the packed stream behind from.
 func (r *recovery) walk(ctx context.Context, from Position) (uint64, error) {
 	a := r.a
+	ahead := newReadAhead(ctx, a)
+	defer ahead.close()
 	next := from.Stripe + 1
 	i, off := 0, uint32(1)
 	if from.Stripe > 0 {
@@ -348,7 +363,7 @@ func (r *recovery) walk(ctx context.Context, from Position) (uint64, error) {
 			return 0, err
 		}
 		f := r.order[i]
-		w, err := r.a.probe(ctx, f.band, off)
+		w, err := r.a.probeBy(ctx, ahead, f.band, off)
 		if err != nil {
 			return 0, err
 		}
@@ -446,8 +461,7 @@ func (r *recovery) take(ctx context.Context, w *wholeStripe, applied bool) error
 		r.lost(w.band.num, w.head.stripe, w.head.stripe)
 	}
 	pos := Position{Stripe: w.head.stripe, Band: w.band.num, Off: w.head.off, Nonce: w.head.nonce}
-	a.stats.applied.Store(w.head.stripe)
-	return a.opt.State.Apply(pos, entries)
+	return r.replay.add(pos, entries)
 }
 
 // lose marks disks that failed while the array was being opened: the coming epoch goes on without them.

@@ -37,6 +37,11 @@ func (w *wholeStripe) goodCells() (n int) {
 
 // readWhole reads and verifies all cells of the stripe that like describes.
 func (a *Array) readWhole(ctx context.Context, b *band, like header) (*wholeStripe, error) {
+	return a.readWholeBy(ctx, a.group, b, like)
+}
+
+// readWholeBy is readWhole with reads by run.
+func (a *Array) readWholeBy(ctx context.Context, run runner, b *band, like header) (*wholeStripe, error) {
 	w := &wholeStripe{a: a, band: b, head: like}
 	n, size := w.width(), int(like.blocks)*BlockSize
 	buf, err := a.rebuild.Get(ctx, n*size)
@@ -56,7 +61,7 @@ func (a *Array) readWhole(ctx context.Context, b *band, like header) (*wholeStri
 		w.release()
 		return nil, fmt.Errorf("stripe %x/%d: no disk left: %w", b.num, like.off, ErrCorrupt)
 	}
-	if err := a.group.Run(w.ops); err != nil {
+	if err := run.Run(w.ops); err != nil {
 		w.release()
 		return nil, err
 	}

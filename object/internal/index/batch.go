@@ -32,6 +32,9 @@ func (x *Index) NewBatch() *Batch {
 
 // Set puts a record. An error is kept for Commit.
 func (b *Batch) Set(key, value []byte) {
+	if key[0] == kindObject {
+		b.x.keys.add(key)
+	}
 	if b.err == nil {
 		b.err = b.b.Set(key, value, nil)
 	}
@@ -48,6 +51,9 @@ func (b *Batch) Delete(key []byte) {
 func (b *Batch) Get(key, dst []byte) (val []byte, ok bool, err error) {
 	if b.err != nil {
 		return dst, false, b.err
+	}
+	if key[0] == kindObject && !b.x.keys.mayHave(key) {
+		return dst, false, nil
 	}
 	v, closer, err := b.b.Get(key)
 	if errors.Is(err, pebble.ErrNotFound) {

@@ -74,8 +74,10 @@ type Index struct {
 	db     *pebble.DB
 	fs     *guardFS
 	closed atomic.Bool
-	dirty  atomic.Int64 // bytes committed and not covered by a Checkpoint
-	pool   sync.Pool    // *Batch
+	dirty  atomic.Int64  // bytes committed and not covered by a Checkpoint
+	pool   sync.Pool     // *Batch
+	keys   *present      // of objects
+	quit   chan struct{} // closed when the scan for keys is to end
 
 	commitMu sync.Mutex // held during Commit; before mu
 
@@ -92,7 +94,7 @@ func Open(o Options) (*Index, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	x := &Index{live: make(map[uint64]int64)}
+	x := &Index{live: make(map[uint64]int64), keys: newPresent(), quit: make(chan struct{})}
 	x.pool.New = func() any { return &Batch{x: x, live: make(map[uint64]int64)} }
 	x.fs = &guardFS{FS: sealfs.New(o.FS, o.Keys), q: &x.quarantine}
 	x.quarantine.init(o.Logger, x.fs.Freeze)
@@ -161,8 +163,14 @@ func (x *Index) load(array [16]byte) error {
 		if it.Seek(nil) {
 			return fmt.Errorf("read format record: missing: %w", ErrCorrupt)
 		}
+		x.keys.ready.Store(true)
 		return errors.Join(it.Error(), x.guard(func() error { return x.db.Set(formatKey, want, pebble.NoSync) }))
 	}
+	x.calls.Go(func() {
+		if err := x.keys.scan(x.db, x.quit); err != nil {
+			x.readFailed(err)
+		}
+	})
 	for ok := it.Seek([]byte{kindLive}); ok && it.Key()[0] == kindLive; ok = it.Next() {
 		band, err := parseLiveKey(it.Key())
 		if err != nil {
@@ -274,6 +282,9 @@ func (x *Index) Live(f func(band uint64, bytes int64)) {
 	}
 }
 
+// KeyMemory is how many bytes the filter of known object keys takes.
+func (x *Index) KeyMemory() int64 { return x.keys.bytes() }
+
 // Close makes a checkpoint and closes the index. A quarantined index is abandoned: its files are left as they are, and if Pebble
 // cannot be closed any more, its memory stays in use until the process ends.
 func (x *Index) Close() error {
@@ -290,6 +301,7 @@ func (x *Index) Close() error {
 // shut closes Pebble as far as possible and gives up the lock.
 func (x *Index) shut() error {
 	x.closed.Store(true)
+	close(x.quit)
 	done := make(chan error, 1)
 	go func() {
 		x.calls.Wait() // a call that guard gave up on may still be in Pebble, which panics when it is used closed
