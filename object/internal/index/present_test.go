@@ -7,7 +7,9 @@ import (
 	"testing"
 )
 
-func filterKey(i int) []byte { return binary.BigEndian.AppendUint64([]byte("obucket-"), uint64(i)*0x9e3779b97f4a7c15) }
+func filterKey(i int) []byte {
+	return binary.BigEndian.AppendUint64([]byte("obucket-"), uint64(i)*0x9e3779b97f4a7c15)
+}
 
 func TestPresent(t *testing.T) {
 	p := newPresent()
