@@ -98,8 +98,17 @@ func (p *plain) fill(size int64) error {
 					return err
 				}
 			}
-			return unix.Fdatasync(p.fds[f])
+			return nil
 		})
+	}
+	return errors.Join(g.Wait(), p.flush())
+}
+
+// flush makes durable what was written.
+func (p *plain) flush() error {
+	var g errgroup.Group
+	for _, fd := range p.fds {
+		g.Go(func() error { return unix.Fdatasync(fd) })
 	}
 	return g.Wait()
 }
