@@ -22,6 +22,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/klauspost/cpuid/v2"
 	"github.com/minio/crc64nvme"
+
+	"coffer/asm/gcm"
 )
 
 func unbenched(t testing.TB) *Engine {
@@ -79,6 +81,10 @@ func TestProbe(t *testing.T) {
 	}
 	count := map[Primitive]int{}
 	for _, p := range r.Paths {
+		if strings.HasPrefix(p.SelfTest, "unsupported: needs ") {
+			t.Logf("%s %s: %s", p.Primitive, p.Path, p.SelfTest)
+			continue
+		}
 		if p.SelfTest != "pass" {
 			t.Errorf("%s %s: self-test %s", p.Primitive, p.Path, p.SelfTest)
 		}
@@ -213,6 +219,64 @@ func TestBrokenPathIsDisabled(t *testing.T) {
 				t.Errorf("without a working path: %v", err)
 			}
 		})
+	}
+}
+
+// TestKernelWithoutFeature: a processor without one of the features is not let near the kernel.
+func TestKernelWithoutFeature(t *testing.T) {
+	for _, k := range gcm.Kernels() {
+		for _, missing := range k.Needs() {
+			if !k.Supported() {
+				t.Skipf("this processor lacks one of %v", k.Needs())
+			}
+			cpu := cpuid.CPU
+			if !cpu.Disable(missing) {
+				t.Fatalf("%v is not to be disabled", missing)
+			}
+			paths := registry(&cpu)
+			for i := range paths {
+				if kernel := paths[i].newAEAD; paths[i].name == k.String() {
+					paths[i].newAEAD = func(key []byte) (cipher.AEAD, error) {
+						t.Errorf("without %v: path used", missing)
+						return kernel(key)
+					}
+				}
+			}
+			one := slices.DeleteFunc(specs(), func(s spec) bool { return s.primitive != AES256GCM })
+			e, err := probe(Options{Slice: time.Microsecond}, &cpu, one, paths)
+			if err != nil {
+				t.Fatal(err)
+			}
+			r := e.Report()
+			if got, want := find(r, AES256GCM, k.String()).SelfTest, "unsupported: needs "+missing.String(); got != want {
+				t.Errorf("self-test %q, want %q", got, want)
+			}
+			if c := chosen(r, AES256GCM); c != "stdlib" {
+				t.Errorf("without %v: chose %s", missing, c)
+			}
+		}
+	}
+}
+
+// TestKernelIsChosen holds where the kernel is several times as fast as the standard library: on every processor known to have
+// its features.
+func TestKernelIsChosen(t *testing.T) {
+	if !gcm.VAES512.Supported() {
+		t.Skipf("this processor lacks one of %v", gcm.VAES512.Needs())
+	}
+	e, err := probeOne(Options{}, AES256GCM, registry(&cpuid.CPU))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c := chosen(e.Report(), AES256GCM); c != gcm.VAES512.String() {
+		t.Errorf("chose %s: %+v", c, e.Report().Paths)
+	}
+	a, err := e.AEAD(AES256GCM, make([]byte, 32))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := a.(*gcm.AEAD); !ok {
+		t.Errorf("AEAD is a %T", a)
 	}
 }
 

@@ -16,6 +16,8 @@ import (
 	"github.com/klauspost/cpuid/v2"
 	"github.com/minio/crc64nvme"
 	"golang.org/x/crypto/chacha20poly1305"
+
+	"coffer/asm/gcm"
 )
 
 // path is one implementation of a primitive. Of the functions just those are set that the primitive's kind asks for.
@@ -36,7 +38,7 @@ func registry(cpu *cpuid.CPUInfo) []path {
 	ieee, castagnoli := crc32Table(crc32.IEEE), crc32Table(crc32.Castagnoli)
 	castagnoliTable := crc32.MakeTable(crc32.Castagnoli)
 	nvmeTable := crc64.MakeTable(crc64nvme.NVME)
-	return []path{
+	paths := []path{
 		{primitive: AES256GCM, name: "stdlib", newAEAD: newGCM},
 		{primitive: ChaCha20Poly1305, name: "x-crypto", newAEAD: chacha20poly1305.New},
 		{primitive: AES256CBCHMACSHA512, name: "stdlib", newAEAD: newCBCHMAC},
@@ -54,6 +56,22 @@ func registry(cpu *cpuid.CPUInfo) []path {
 		{primitive: MD5, name: "stdlib", newHash: md5.New},
 		{primitive: SHA256, name: "stdlib", newHash: sha256.New},
 		{primitive: SHA512, name: "stdlib", newHash: sha512.New},
+	}
+	for _, k := range gcm.Kernels() {
+		if k != gcm.Portable { // for tests, and slow
+			paths = append(paths, path{primitive: AES256GCM, name: k.String(), needs: k.Needs(), newAEAD: newKernelGCM(k)})
+		}
+	}
+	return paths
+}
+
+func newKernelGCM(k gcm.Kernel) func(key []byte) (cipher.AEAD, error) {
+	return func(key []byte) (cipher.AEAD, error) {
+		a, err := gcm.New(k, key)
+		if err != nil {
+			return nil, err // not a nil pointer in an interface
+		}
+		return a, nil
 	}
 }
 
