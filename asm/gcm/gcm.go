@@ -69,15 +69,6 @@ var supported = func() (s [kernelCount]bool) {
 // Supported reports whether this build and this processor have the kernel.
 func (k Kernel) Supported() bool { return k < kernelCount && supported[k] }
 
-// keys is what kernels derive from a key. Its layout is known to the assembly. No load needs an alignment, but one across two
-// cache lines is slower: the size is one of the heap's size classes, 7 * 128 bytes, so that those from the heap never do.
-type keys struct {
-	round  [15][blockSize]byte
-	_      [blockSize]byte
-	powers [36][blockSize]byte // of H times x, bytes reversed, the highest first
-	_      [64]byte            // read, and multiplied by zero
-}
-
 // state is a message in the making. Its layout is known to the assembly.
 type state struct {
 	counter [blockSize]byte // nonce, and the number of blocks done
@@ -93,17 +84,22 @@ type state struct {
 
 // AEAD is AES-GCM under one key. It is safe for concurrent use, but for Wipe. With an assembly kernel, Seal and Open allocate
 // only what dst has no room for.
+//
+// Its layout is known to the assembly. No load needs an alignment, but one across two cache lines is slower: without pointers and
+// with a size that is one of the heap's size classes, 11 * 128 bytes, an AEAD from the heap begins at a cache line.
 type AEAD struct {
+	round  [15][blockSize]byte // round keys; of Portable the key itself
 	kernel Kernel
-	rounds int   // of AES, 0 after Wipe
-	keys   *keys // of assembly kernels
-	twin   *twin // of Portable
+	rounds uint8 // of AES, 0 after Wipe
+	_      [blockSize - 2]byte
+	powers [36][blockSize]byte // of H times x, bytes reversed, the highest first
+	_      [64]byte            // read, and multiplied by zero
+	sums   [32][blockSize]byte // of the halves of the last 32 powers, twice
 }
 
 var _ cipher.AEAD = (*AEAD)(nil)
 
-// New returns AES-GCM by the kernel under a key of 16 or 32 bytes, which is copied. It allocates about 1 KiB for the round
-// keys and the powers of the hash key.
+// New returns AES-GCM by the kernel under a key of 16 or 32 bytes, which is copied. It allocates the AEAD, 1408 bytes.
 func New(k Kernel, key []byte) (*AEAD, error) {
 	if !k.Supported() {
 		return nil, ErrUnsupported
@@ -118,25 +114,16 @@ func New(k Kernel, key []byte) (*AEAD, error) {
 		return nil, aes.KeySizeError(len(key))
 	}
 	if k == Portable {
-		var err error
-		a.twin, err = newTwin(key)
-		return a, err
+		copy(a.round[0][:], key)
+		copy(a.round[1][:], key[blockSize:])
+	} else {
+		a.setup(key)
 	}
-	a.keys = new(keys)
-	setup(a.keys, key)
 	return a, nil
 }
 
 // Wipe clears everything derived from the key. The AEAD must not be in use, and panics if it is used again.
-func (a *AEAD) Wipe() {
-	if a.keys != nil {
-		*a.keys = keys{}
-	}
-	if a.twin != nil {
-		*a.twin = twin{}
-	}
-	a.rounds = 0
-}
+func (a *AEAD) Wipe() { *a = AEAD{} }
 
 // NonceSize implements cipher.AEAD.
 func (a *AEAD) NonceSize() int { return NonceSize }

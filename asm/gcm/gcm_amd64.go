@@ -23,47 +23,46 @@ func needs(k Kernel) []cpuid.FeatureID {
 }
 
 //go:noescape
-func expandKey128(k *keys, key *byte)
+func expandKey128(k *AEAD, key *byte)
 
 //go:noescape
-func expandKey256(k *keys, key *byte)
+func expandKey256(k *AEAD, key *byte)
 
 //go:noescape
-func setup512(k *keys, rounds int)
+func setup512(k *AEAD, rounds int)
 
 //go:noescape
-func ghash512(k *keys, acc *[blockSize]byte, p *byte, n int)
+func ghash512(k *AEAD, acc *[blockSize]byte, p *byte, n int)
 
 //go:noescape
-func seal512AES128(k *keys, s *state, dst, src *byte, n int)
+func seal512AES128(k *AEAD, s *state, dst, src *byte, n int)
 
 //go:noescape
-func open512AES128(k *keys, s *state, dst, src *byte, n int)
+func open512AES128(k *AEAD, s *state, dst, src *byte, n int)
 
 //go:noescape
-func seal512AES256(k *keys, s *state, dst, src *byte, n int)
+func seal512AES256(k *AEAD, s *state, dst, src *byte, n int)
 
 //go:noescape
-func open512AES256(k *keys, s *state, dst, src *byte, n int)
+func open512AES256(k *AEAD, s *state, dst, src *byte, n int)
 
-// setup fills k from a key of 16 or 32 bytes.
-func setup(k *keys, key []byte) {
+// setup derives what the kernel needs from a key of 16 or 32 bytes.
+func (a *AEAD) setup(key []byte) {
 	if len(key) == 16 {
-		expandKey128(k, &key[0])
-		setup512(k, 10)
+		expandKey128(a, &key[0])
 	} else {
-		expandKey256(k, &key[0])
-		setup512(k, 14)
+		expandKey256(a, &key[0])
 	}
+	setup512(a, int(a.rounds))
 }
 
 // hash adds p, zero padded to whole blocks, to the hash in s.
 func (a *AEAD) hash(s *state, p []byte) {
 	if a.kernel == Portable {
-		a.twin.hash(s, p)
+		a.twin().hash(s, p)
 		return
 	}
-	ghash512(a.keys, &s.acc, &p[0], len(p))
+	ghash512(a, &s.acc, &p[0], len(p))
 }
 
 // run works on a piece of a message. Calls are direct, so that s need not be on the heap.
@@ -71,14 +70,14 @@ func (a *AEAD) run(open bool, s *state, out, in []byte) {
 	d, p, n := unsafe.SliceData(out), unsafe.SliceData(in), len(in)
 	switch {
 	case a.kernel == Portable:
-		a.twin.run(open, s, out, in, unsafe.Slice(s.aad, s.aadLen))
+		a.twin().run(open, s, out, in, unsafe.Slice(s.aad, s.aadLen))
 	case a.rounds == 14 && open:
-		open512AES256(a.keys, s, d, p, n)
+		open512AES256(a, s, d, p, n)
 	case a.rounds == 14:
-		seal512AES256(a.keys, s, d, p, n)
+		seal512AES256(a, s, d, p, n)
 	case open:
-		open512AES128(a.keys, s, d, p, n)
+		open512AES128(a, s, d, p, n)
 	default:
-		seal512AES128(a.keys, s, d, p, n)
+		seal512AES128(a, s, d, p, n)
 	}
 }

@@ -13,14 +13,19 @@ type twin struct {
 	h     element
 }
 
-func newTwin(key []byte) (*twin, error) {
+// twin makes one for each call, so that AEAD needs no pointer.
+func (a *AEAD) twin() *twin {
+	key := append(a.round[0][:], a.round[1][:]...)
+	if a.rounds == 10 {
+		key = key[:blockSize]
+	}
 	block, err := aes.NewCipher(key)
 	if err != nil {
-		return nil, err
+		panic("gcm: " + err.Error()) // not with keys of this size
 	}
 	var zero [blockSize]byte
 	block.Encrypt(zero[:], zero[:])
-	return &twin{block: block, h: toElement(zero[:])}, nil
+	return &twin{block: block, h: toElement(zero[:])}
 }
 
 // element of GF(2^128), SP 800-38D section 6.3. The highest bit of hi is the coefficient of x^0.

@@ -101,7 +101,9 @@ func fold512(z, t VecPhysical) (s seq) {
 	return s
 }
 
-// hashGroup512 hashes the eight vectors at base, by pairs. The hash so far is in zHi before and after.
+// hashGroup512 hashes the eight vectors at base, by pairs. The hash so far is in zHi before and after. Multiplication is
+// Karatsuba's: the middle of a product is the product of the sums of halves, less the outer products. That is one VPCLMULQDQ
+// less for a vector.
 func hashGroup512(base Register) (s seq) {
 	for i := 0; i < 8; i += 2 {
 		a, b, t, u := zT0, zT1, zT2, zT3
@@ -120,27 +122,29 @@ func hashGroup512(base Register) (s seq) {
 			s.add(func() { VPCLMULQDQ(Imm(0x11), h0, a, zHi) })
 			s.add(func() { VPCLMULQDQ(Imm(0x11), h1, b, t) })
 			s.add(func() { VPXORQ(t, zHi, zHi) })
-			s.add(func() { VPCLMULQDQ(Imm(0x01), h0, a, zMi) })
-			s.add(func() { VPCLMULQDQ(Imm(0x10), h0, a, a) })
-			s.add(func() { VPCLMULQDQ(Imm(0x01), h1, b, t) })
-			s.add(func() { VPTERNLOGQ(Imm(0x96), t, a, zMi) })
-			s.add(func() { VPCLMULQDQ(Imm(0x10), h1, b, b) })
-			s.add(func() { VPXORQ(b, zMi, zMi) })
-			continue
+		} else {
+			s.add(func() { VPCLMULQDQ(Imm(0x00), h0, a, t) })
+			s.add(func() { VPCLMULQDQ(Imm(0x00), h1, b, u) })
+			s.add(func() { VPTERNLOGQ(Imm(0x96), t, u, zLo) })
+			s.add(func() { VPCLMULQDQ(Imm(0x11), h0, a, t) })
+			s.add(func() { VPCLMULQDQ(Imm(0x11), h1, b, u) })
+			s.add(func() { VPTERNLOGQ(Imm(0x96), t, u, zHi) })
 		}
-		s.add(func() { VPCLMULQDQ(Imm(0x00), h0, a, t) })
-		s.add(func() { VPCLMULQDQ(Imm(0x00), h1, b, u) })
-		s.add(func() { VPTERNLOGQ(Imm(0x96), t, u, zLo) })
-		s.add(func() { VPCLMULQDQ(Imm(0x11), h0, a, t) })
-		s.add(func() { VPCLMULQDQ(Imm(0x11), h1, b, u) })
-		s.add(func() { VPTERNLOGQ(Imm(0x96), t, u, zHi) })
-		s.add(func() { VPCLMULQDQ(Imm(0x01), h0, a, t) })
-		s.add(func() { VPCLMULQDQ(Imm(0x10), h0, a, a) })
-		s.add(func() { VPTERNLOGQ(Imm(0x96), t, a, zMi) })
-		s.add(func() { VPCLMULQDQ(Imm(0x01), h1, b, u) })
-		s.add(func() { VPCLMULQDQ(Imm(0x10), h1, b, b) })
-		s.add(func() { VPTERNLOGQ(Imm(0x96), u, b, zMi) })
+		s.add(func() { VPSHUFD(Imm(0x4e), a, t) })
+		s.add(func() { VPXORQ(t, a, a) })
+		s.add(func() { VPSHUFD(Imm(0x4e), b, u) })
+		s.add(func() { VPXORQ(u, b, b) })
+		if i == 0 {
+			s.add(func() { VPCLMULQDQ(Imm(0x00), sum(i), a, zMi) })
+			s.add(func() { VPCLMULQDQ(Imm(0x00), sum(i+1), b, b) })
+			s.add(func() { VPXORQ(b, zMi, zMi) })
+		} else {
+			s.add(func() { VPCLMULQDQ(Imm(0x00), sum(i), a, a) })
+			s.add(func() { VPCLMULQDQ(Imm(0x00), sum(i+1), b, b) })
+			s.add(func() { VPTERNLOGQ(Imm(0x96), a, b, zMi) })
+		}
 	}
+	s.add(func() { VPTERNLOGQ(Imm(0x96), zLo, zHi, zMi) })
 	s = append(s, reduce512(zLo, zMi, zHi, zT0, poly)...)
 	return append(s, fold512(zHi, zT1)...)
 }
@@ -166,7 +170,14 @@ func setup512() {
 		reduce512(Y16, Y17, out, Y18, Y31).emit()
 	}
 	lane0 := func(z, out VecPhysical) { VSHUFI32X4(Imm(0), z, z, out) }
-	store := func(z VecPhysical, e int) { VMOVDQU64(z, power(e)) }
+	store := func(z VecPhysical, e int) {
+		VMOVDQU64(z, power(e))
+		if e <= 32 {
+			VPSHUFD(Imm(0x4e), z, Z9)
+			VPXORQ(z, Z9, Z9)
+			VMOVDQU64(Z9, sum((32-e)/4))
+		}
+	}
 
 	// z[i] will be powers 4i+4 to 4i+1.
 	a, b, c, d := Z1, Z2, Z3, Z4

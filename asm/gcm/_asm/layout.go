@@ -6,12 +6,13 @@ import (
 	. "github.com/mmcloughlin/avo/reg"
 )
 
-// Layout of the Go types keys and state, which a test holds against the compiler's.
+// Layout of the Go types AEAD and state, which a test holds against the compiler's.
 const (
 	keysRound  = 0
 	keysPowers = 256 // after fifteen round keys and one unused
 	powers     = 36  // of H, the highest first
 	keysEnd    = keysPowers + 16*powers
+	keysSums   = 896 // of the halves of the first 32 powers that a group is multiplied by
 
 	stateCounter = 0
 	stateAcc     = 16
@@ -29,7 +30,7 @@ var (
 	dst   = RAX
 	src   = RBX
 	n     = RCX
-	keys  = RDX
+	keys  = RDX // an AEAD
 	state = RSI
 	hp    = RDI // next power of H
 )
@@ -41,6 +42,9 @@ func roundKey(r int) Mem { return at(keys, keysRound+16*r) }
 
 // power is where the power of H to the e is.
 func power(e int) Mem { return at(keys, keysEnd-16*e) }
+
+// sum is where the sums of the halves of the powers are that the vector i of a group is multiplied by.
+func sum(i int) Mem { return at(keys, keysSums+64*i) }
 
 // seq is a run of instructions not written yet.
 type seq []func()
