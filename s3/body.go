@@ -55,6 +55,11 @@ func (b *wire) Read(p []byte) (int, error) {
 	case err != nil:
 		// net/http watches the connection from here on: a deadline would look to it as if the client had left.
 		b.w.ctl.SetReadDeadline(time.Time{})
+		if err != io.EOF {
+			// A reset, a TLS alert, a malformed chunk: whatever ends a body early comes from the client or the way to it. Told
+			// apart here, where nothing of the store's can be among the causes.
+			err = errIncompleteBody.because(err)
+		}
 	}
 	return n, err
 }

@@ -243,7 +243,8 @@ type fakeReader struct {
 	*bytes.Reader
 	o      object.Object
 	off, n int64
-	broken int // bytes after which reading fails, -1: never
+	broken int   // bytes after which reading fails, -1: never
+	err    error // then; nil: object.ErrCorrupt
 }
 
 func (r *fakeReader) Close() error          { return nil }
@@ -254,7 +255,7 @@ func (r *fakeReader) WriteTo(w io.Writer) (int64, error) {
 		return r.Reader.WriteTo(w)
 	}
 	n, err := io.CopyN(w, r.Reader, int64(r.broken))
-	return n, cmp.Or(err, error(object.ErrCorrupt))
+	return n, cmp.Or(err, r.err, error(object.ErrCorrupt))
 }
 
 // corruptKey names an object that breaks while it is read: after as many bytes as the digits behind it say.

@@ -255,7 +255,8 @@ func (s *Server) deleteAll(c *call, doc deleteXML) deleteResultXML {
 		}
 		e := s.apiErrorOf(errs[i], c.bucket, o.Key)
 		if e.status >= http.StatusInternalServerError {
-			s.opt.Logger.Error("delete failed", "request_id", c.id, "err", errs[i])
+			s.opt.Logger.Error("delete failed", "request_id", c.id, "err", nameless(errs[i]))
+			s.opt.Logger.Debug("delete failed", "request_id", c.id, "err", errs[i])
 		}
 		res.Errors = append(res.Errors, failedXML{Key: xmlText(o.Key), VersionID: o.VersionID, Code: e.code, Message: e.message})
 	}

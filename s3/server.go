@@ -15,6 +15,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"regexp"
 	"runtime/debug"
 	"time"
 
@@ -250,7 +251,8 @@ func (s *Server) run(c *call) (err error) {
 	return c.op.handle(s, c)
 }
 
-// fail answers err and returns its code. Internal text goes to the log under the request id, never to the client.
+// fail answers err and returns its code. Internal text goes to the log under the request id, never to the client. Names of buckets
+// and objects are sealed on the disks and the log is not, so they stay out of it above debug.
 func (s *Server) fail(c *call, err error) string {
 	e := s.apiErrorOf(err, c.bucket, c.key)
 	log := s.opt.Logger.With("request_id", c.id, "op", c.opName(), "code", e.code)
@@ -261,16 +263,24 @@ func (s *Server) fail(c *call, err error) string {
 			log.Debug("client left", "err", err)
 			return errRequestTimeout.code
 		}
-		log.Error("answer broken off", "err", err)
+		log.Error("answer broken off", "err", nameless(err))
+		log.Debug("answer broken off", "err", err)
 		return errInternal.code
 	case e.status >= 500 && e.status != http.StatusNotImplemented:
-		log.Error("request failed", "err", err)
+		log.Error("request failed", "err", nameless(err))
+		log.Debug("request failed", "err", err)
 	default:
 		log.Debug("request refused", "err", err)
 	}
 	c.w.fail(c, e, s.hostID)
 	return e.code
 }
+
+// quoted is a string as %q writes it.
+var quoted = regexp.MustCompile(`"(?:[^"\\]|\\.)*"`)
+
+// nameless is an error's text without the names in it, which errors of the store and of this package carry as %q.
+func nameless(err error) string { return quoted.ReplaceAllString(err.Error(), `"..."`) }
 
 func (c *call) opName() string {
 	if c.op == nil {

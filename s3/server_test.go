@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -213,6 +214,137 @@ func TestDisconnectStoresNothing(t *testing.T) {
 		t.Errorf("code %s", code)
 	}
 	e.refused("HEAD", "/bkt/k", nil, "", "404")
+}
+
+// A body that a reset, a TLS alert or a shutdown cuts off, or that is framed wrongly, is not a fault of the server, and nothing that
+// an operator is shown names the object.
+func TestBrokenUploads(t *testing.T) {
+	for name, tc := range map[string]struct {
+		env    func(*testing.T, ...func(*Options)) *env
+		framed bool // by Transfer-Encoding
+		cut    func(*env, net.Conn)
+	}{
+		"reset": {newPlainEnv, false, func(_ *env, c net.Conn) {
+			c.(*net.TCPConn).SetLinger(0)
+			c.Close()
+		}},
+		"reset under TLS": {newEnv, false, func(_ *env, c net.Conn) {
+			c.(*tls.Conn).NetConn().(*net.TCPConn).SetLinger(0)
+			c.(*tls.Conn).NetConn().Close()
+		}},
+		"TLS closed":           {newEnv, false, func(_ *env, c net.Conn) { c.Close() }},
+		"TLS ends without end": {newEnv, false, func(_ *env, c net.Conn) { c.(*tls.Conn).NetConn().Close() }},
+		"TLS corrupted":        {newEnv, false, func(_ *env, c net.Conn) { io.WriteString(c.(*tls.Conn).NetConn(), "not a record of TLS") }},
+		"shutdown":             {newPlainEnv, false, func(e *env, _ net.Conn) { e.srv.Config.Close() }},
+		"bad framing":          {newPlainEnv, true, func(_ *env, c net.Conn) { io.WriteString(c, "zz\r\n") }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var log syncBuffer
+			e := tc.env(t, func(o *Options) {
+				o.Logger = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelInfo}))
+			})
+			c := e.raw()
+			if e.srv.TLS != nil {
+				c = tls.Client(c, &tls.Config{InsecureSkipVerify: true})
+			}
+			length := "Content-Length: 1000000\r\n\r\n"
+			h := hdr()
+			if tc.framed {
+				h = hdr("x-amz-content-sha256", "STREAMING-UNSIGNED-PAYLOAD-TRAILER", "x-amz-decoded-content-length", "1000000")
+				length = "Transfer-Encoding: chunked\r\n\r\n"
+			}
+			io.WriteString(c, e.head("PUT", "/bkt/wonderkey", h)+length)
+			if !tc.framed {
+				c.Write(make([]byte, 50_000))
+			}
+			time.Sleep(20 * time.Millisecond)
+			tc.cut(e, c)
+			waitFor(t, func() bool { return e.last().Op == "PutObject" })
+			if o := e.last(); o.Code != "IncompleteBody" {
+				t.Errorf("code %s", o.Code)
+			}
+			if log.String() != "" {
+				t.Errorf("log: %s", log.String())
+			}
+		})
+	}
+}
+
+// syncBuffer is a buffer that a server writes and a test reads at the same time.
+type syncBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (s *syncBuffer) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.Write(p)
+}
+
+func (s *syncBuffer) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.String()
+}
+
+// The log names objects at debug alone, also when the server is at fault.
+func TestLogNamesNothing(t *testing.T) {
+	const key = `wonder" \key`
+	fault := func(verb string) error { return fmt.Errorf("%s object %q: cell 7: %w", verb, key, object.ErrCorrupt) }
+	for name, call := range map[string]func(*env){
+		"put": func(e *env) { e.refused("PUT", "/bkt/wonder%22%20%5Ckey", nil, "x", "500 InternalError") },
+		"delete": func(e *env) {
+			doc := "<Delete><Object><Key>wonder&quot; \\key</Key></Object></Delete>"
+			e.ok("POST", "/bkt?delete", hdr(md5Header(doc)...), doc)
+		},
+		"cut": func(e *env) {
+			e.ok("PUT", "/bkt/corrupt-after-3wonder", nil, "hello")
+			if resp, err := e.srv.Client().Do(e.request("GET", "/bkt/corrupt-after-3wonder", nil, nil)); err == nil {
+				io.Copy(io.Discard, resp.Body)
+				resp.Body.Close()
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var quiet, loud syncBuffer
+			e := newEnv(t, func(o *Options) {
+				o.Store = failingStore{o.Store.(*fakeStore), fault}
+				o.Logger = slog.New(slog.NewMultiHandler(slog.NewTextHandler(&quiet, nil), slog.NewTextHandler(&loud, &slog.HandlerOptions{Level: slog.LevelDebug})))
+			})
+			call(e)
+			waitFor(t, func() bool { return strings.Contains(loud.String(), "wonder") })
+			if log := quiet.String(); strings.Contains(log, "wonder") || !strings.Contains(log, "level=ERROR") || !strings.Contains(log, "corrupt") {
+				t.Errorf("log: %s", log)
+			}
+		})
+	}
+}
+
+// failingStore fails as object.Store does, with names in its errors.
+type failingStore struct {
+	*fakeStore
+	fault func(verb string) error
+}
+
+func (s failingStore) Put(ctx context.Context, bucket, key string, body io.Reader, opt object.PutOptions) (object.Object, error) {
+	if strings.HasPrefix(key, corruptKey) {
+		return s.fakeStore.Put(ctx, bucket, key, body, opt)
+	}
+	return object.Object{}, s.fault("put")
+}
+
+func (s failingStore) DeleteMany(context.Context, string, []string) []error {
+	return []error{s.fault("delete")}
+}
+
+func (s failingStore) Get(ctx context.Context, bucket, key string, opt object.GetOptions) (object.Reader, error) {
+	r, err := s.fakeStore.Get(ctx, bucket, key, opt)
+	if err == nil {
+		f := r.(*fakeReader)
+		f.broken, f.err = 3, s.fault("read")
+	}
+	return r, err
 }
 
 func TestIdleBody(t *testing.T) {
