@@ -1,9 +1,11 @@
 package s3
 
 import (
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -55,12 +57,25 @@ var parameters = func() map[string]bool {
 	m := make(map[string]bool)
 	for _, p := range strings.Fields(`prefix delimiter marker max-keys encoding-type continuation-token fetch-owner start-after
 		partNumber versionId key-marker version-id-marker upload-id-marker max-uploads part-number-marker max-parts max-buckets
-		bucket-region AWSAccessKeyId Signature Expires response-content-type response-content-language response-expires
+		bucket-region response-content-type response-content-language response-expires
 		response-cache-control response-content-disposition response-content-encoding id`) {
 		m[p] = true
 	}
+	maps.Copy(m, signatureV2)
 	return m
 }()
+
+// signatureV2 are the parameters of a signature that is refused as such.
+var signatureV2 = map[string]bool{"AWSAccessKeyId": true, "Signature": true, "Expires": true}
+
+// writeParameters are those of parameters that an operation takes which changes something. One that it does not take may be part
+// of another call, such as the partNumber of an upload whose id got lost, and is refused: to ignore it could overwrite an object. The
+// parameters of signature version 2 are refused with the signature.
+var writeParameters = map[string][]string{
+	"DeleteObject":   {"versionId"},
+	"UploadPart":     {"partNumber"},
+	"UploadPartCopy": {"partNumber"},
+}
 
 func newRouter(ops []*operation, domains []string) *router {
 	rt := &router{routes: make(map[routeKey]*operation, len(ops)), subs: make(map[string]bool)}
@@ -112,7 +127,21 @@ func (rt *router) parse(r *http.Request) (request, error) {
 		return q, rt.noRoute(q.level, r.Method, sub)
 	}
 	q.op = op
-	return q, nil
+	return q, q.checkParameters(r.Method)
+}
+
+// checkParameters refuses parameters of other calls, see writeParameters. Reads ignore them, and what is not implemented is refused
+// anyway.
+func (q *request) checkParameters(method string) error {
+	if method == http.MethodGet || method == http.MethodHead || q.op.handle == nil {
+		return nil
+	}
+	for name, values := range q.query {
+		if parameters[name] && !signatureV2[name] && !slices.Contains(writeParameters[q.op.name], name) {
+			return invalidArgument(name, values[0], "This operation does not accept the query parameter %s.", name)
+		}
+	}
+	return nil
 }
 
 // noRoute says why no operation fits: the resource exists with other methods, or is unknown at this level.

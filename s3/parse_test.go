@@ -74,6 +74,28 @@ func TestParse(t *testing.T) {
 		{"DELETE", "", "/bucket/key?uploadId=a", nil, "AbortMultipartUpload bucket|key"},
 		{"GET", "", "/bucket/key?uploadId=a", nil, "ListParts bucket|key"},
 
+		// A parameter of another call never makes a write the plain one; reads ignore it.
+		{"PUT", "", "/bucket/key?partNumber=1", nil, "InvalidArgument"},
+		{"PUT", "", "/bucket/key?partNumber=1", copyFrom, "InvalidArgument"},
+		{"PUT", "", "/bucket/key?versionId=null", nil, "InvalidArgument"},
+		{"PUT", "", "/bucket/key?versionId=null", copyFrom, "InvalidArgument"},
+		{"PUT", "", "/bucket/key?id=1", nil, "InvalidArgument"},
+		{"PUT", "", "/bucket/key?prefix=1", nil, "InvalidArgument"},
+		{"PUT", "", "/bucket/key?response-content-type=a", nil, "InvalidArgument"},
+		{"PUT", "", "/bucket/key?uploadId=u&partNumber=1&versionId=null", nil, "InvalidArgument"},
+		{"PUT", "", "/bucket?prefix=a", nil, "InvalidArgument"},
+		{"DELETE", "", "/bucket?prefix=a", nil, "InvalidArgument"},
+		{"DELETE", "", "/bucket/key?partNumber=1", nil, "InvalidArgument"},
+		{"DELETE", "", "/bucket/key?versionId=null&x-id=DeleteObject", nil, "DeleteObject bucket|key"},
+		{"DELETE", "", "/bucket/key?uploadId=u&partNumber=1", nil, "InvalidArgument"},
+		{"POST", "", "/bucket/key?uploads&versionId=null", nil, "InvalidArgument"},
+		{"POST", "", "/bucket/key?uploadId=u&partNumber=1", nil, "InvalidArgument"},
+		{"POST", "", "/bucket?delete&prefix=a", nil, "InvalidArgument"},
+		{"PUT", "", "/bucket/key?tagging&versionId=null", nil, "PutObjectTagging bucket|key"}, // not implemented either way
+		{"PUT", "", "/bucket/key?AWSAccessKeyId=a&Signature=b&Expires=1", nil, "PutObject bucket|key"},
+		{"PUT", "", "/bucket/key?X-Amz-Signature=b&x-id=PutObject", nil, "PutObject bucket|key"},
+		{"GET", "", "/bucket/key?prefix=a&partNumber=1", nil, "GetObject bucket|key"},
+
 		// Keys are decoded once and never cleaned.
 		{"GET", "", "/bucket//", nil, "GetObject bucket|/"},
 		{"GET", "", "/bucket//a//b/", nil, "GetObject bucket|/a//b/"},

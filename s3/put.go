@@ -20,9 +20,6 @@ func sortedTags(tags map[string]string) []tagXML {
 }
 
 func (s *Server) putObject(c *call) error {
-	if err := c.noVersion(); err != nil {
-		return err
-	}
 	h := c.r.Header
 	meta, err := parseMeta(h)
 	if err != nil {
@@ -54,14 +51,6 @@ func (s *Server) putObject(c *call) error {
 	setSSE(out, o.SSE)
 	setChecksum(out, o.Checksum, len(o.Parts))
 	return c.empty(http.StatusOK)
-}
-
-// noVersion refuses a version id where a new version is written.
-func (c *call) noVersion() error {
-	if c.query.Has("versionId") {
-		return invalidArgument("versionId", c.query.Get("versionId"), "This operation does not accept a version-id.")
-	}
-	return nil
 }
 
 // explain names the precondition of a write that did not hold.
@@ -114,9 +103,6 @@ func (s *Server) copySource(c *call) (object.CopySource, error) {
 }
 
 func (s *Server) copyObject(c *call) error {
-	if err := c.noVersion(); err != nil {
-		return err
-	}
 	h := c.r.Header
 	src, err := s.copySource(c)
 	if err != nil {

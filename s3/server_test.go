@@ -21,6 +21,17 @@ import (
 	"coffer/object"
 )
 
+// A part whose upload id got lost is not an object.
+func TestLostUploadID(t *testing.T) {
+	e := newEnv(t)
+	e.ok("PUT", "/bkt/k", nil, "whole")
+	e.refused("PUT", "/bkt/k?partNumber=1", nil, "part", "400 InvalidArgument")
+	e.refused("DELETE", "/bkt/k?partNumber=1", nil, "", "400 InvalidArgument")
+	if a := e.ok("GET", "/bkt/k", nil, ""); a.body != "whole" {
+		t.Errorf("%q", a.body)
+	}
+}
+
 // allowAll lets the anonymous in.
 type allowAll struct{}
 
