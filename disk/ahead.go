@@ -2,13 +2,30 @@ package disk
 
 import (
 	"context"
+	"slices"
 
 	"coffer/disk/internal/blockdev"
 )
 
-// runner performs a batch of operations: a group, or a readAhead over one.
+// runner performs a batch of operations: the array, or a readAhead over it.
 type runner interface {
-	Run(ops []blockdev.Op) error
+	run(ops []blockdev.Op) error
+}
+
+// run performs reads. While the array is being opened a disk that misses a deadline is lost: what recovery could not read there it
+// cannot make whole either, and it must not count as if it were.
+func (a *Array) run(ops []blockdev.Op) error {
+	err := a.group.Run(ops)
+	if !a.opening || err != nil {
+		return err
+	}
+	var late []int
+	for i := range ops {
+		if slot := a.slotOf[ops[i].Dev]; ops[i].Stuck && !slices.Contains(late, slot) {
+			late = append(late, slot)
+		}
+	}
+	return a.lose(late, "a read timed out during recovery")
 }
 
 // aheadBytes is how much of an extent readAhead reads at once.
@@ -41,8 +58,8 @@ func (r *readAhead) close() {
 	r.held = nil
 }
 
-// Run implements runner. What cannot be read in a large piece is read by itself.
-func (r *readAhead) Run(ops []blockdev.Op) error {
+// run implements runner. What cannot be read in a large piece is read by itself.
+func (r *readAhead) run(ops []blockdev.Op) error {
 	if err := r.fill(ops); err != nil {
 		return err
 	}
@@ -59,7 +76,7 @@ func (r *readAhead) Run(ops []blockdev.Op) error {
 	if len(rest) == 0 {
 		return nil
 	}
-	err := r.a.group.Run(rest)
+	err := r.a.run(rest)
 	for i, k := range at {
 		ops[k] = rest[i]
 	}
@@ -99,7 +116,7 @@ func (r *readAhead) fill(ops []blockdev.Op) error {
 	if len(reads) == 0 {
 		return nil
 	}
-	err := r.a.group.Run(reads)
+	err := r.a.run(reads)
 	for i, w := range windows {
 		if reads[i].Err == nil && err == nil {
 			continue

@@ -37,6 +37,7 @@ type Array struct {
 	log                         *packedLog
 	bulk                        bulkStream
 	stats                       counters
+	writeTimeout                time.Duration
 	// encoded and rebuilt count the bytes and time of parity and reconstruction.
 	encoded, rebuilt *hw.Meter
 
@@ -44,6 +45,8 @@ type Array struct {
 	cancel context.CancelFunc
 	tasks  sync.WaitGroup
 	repair chan repairTask
+
+	opening bool // recovery runs, and nothing else
 
 	// gate is held for reading while a bulk stripe is written, for writing while a new epoch begins: so no write of an old
 	// epoch is on its way once the new one serves.
@@ -82,6 +85,71 @@ func (a *Array) random(b []byte) {
 		return
 	}
 	rand.Read(b)
+}
+
+// await waits until c is closed. In tests without goroutines the driver has to bring that about.
+func (a *Array) await(ctx context.Context, c <-chan struct{}) error {
+	for {
+		if a.opt.manual == nil {
+			select {
+			case <-c:
+				return nil
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		select {
+		case <-c:
+			return nil
+		default:
+			a.opt.manual()
+		}
+	}
+}
+
+// acquire takes the lock c, a channel of capacity 1.
+func (a *Array) acquire(ctx context.Context, c chan struct{}) error {
+	for {
+		select {
+		case c <- struct{}{}:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		default:
+		}
+		if a.opt.manual != nil {
+			a.opt.manual()
+			continue
+		}
+		select {
+		case c <- struct{}{}:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// lockGate waits until no bulk stripe is being written.
+func (a *Array) lockGate() {
+	if a.opt.manual == nil {
+		a.gate.Lock()
+		return
+	}
+	for !a.gate.TryLock() {
+		a.opt.manual()
+	}
+}
+
+// rlockGate keeps new epochs from beginning.
+func (a *Array) rlockGate() {
+	if a.opt.manual == nil {
+		a.gate.RLock()
+		return
+	}
+	for !a.gate.TryRLock() {
+		a.opt.manual()
+	}
 }
 
 func (a *Array) epochNow() uint64 {
@@ -165,7 +233,7 @@ func (a *Array) openAhead(b *band) {
 
 // fence takes disks out of the array and begins a new epoch without them. Nothing packed is in flight.
 func (a *Array) fence(slots []int) error {
-	a.gate.Lock()
+	a.lockGate()
 	defer a.gate.Unlock()
 	fresh, err := a.fenceDisks(slots, "a write failed or timed out")
 	if err != nil || !fresh {
@@ -254,11 +322,19 @@ func (a *Array) writeSuper(s *superblock) ([]int, error) {
 		}
 	}
 	var failed []int
+	var devs []int
+	var live []*disk
 	for _, d := range a.disks {
-		if !d.usable() {
-			continue
+		if d.usable() {
+			devs, live = append(devs, d.gi), append(live, d)
 		}
-		raw, err := readSuper(a.group.Device(d.gi), a.meta)
+	}
+	raws, errs, err := readSupers(a.group, a.meta, devs)
+	if err != nil {
+		return nil, err
+	}
+	for i, d := range live {
+		raw, err := raws[i], errs[i]
 		if err == nil {
 			var got *superblock
 			n := 0
@@ -276,22 +352,26 @@ func (a *Array) writeSuper(s *superblock) ([]int, error) {
 // healSupers rewrites superblock copies that are damaged or of another moment, one at a time: a power cut during the next change
 // must find the present state in enough copies. A disk that does not take them fails later, when it is written.
 func (a *Array) healSupers() error {
-	buf, err := a.meta.Get(a.ctx, superSize)
-	if err != nil {
-		return err
-	}
-	defer buf.Release()
 	key := a.opt.Keys.SuperblockKey()
-	for _, d := range a.disks {
-		for _, c := range d.torn {
-			if !d.present() {
-				break
+	for c := range superCopies {
+		buf, err := a.meta.Get(a.ctx, len(a.disks)*superSize)
+		if err != nil {
+			return err
+		}
+		var ops []blockdev.Op
+		for i, d := range a.disks {
+			if d.present() && slices.Contains(d.torn, c) {
+				mem := buf.Bytes()[i*superSize:][:superSize]
+				copy(mem, d.super.encode(c, key))
+				ops = append(ops, blockdev.Op{Dev: d.gi, Write: true, Durable: true, Off: int64(c) * superStride, Buf: mem})
 			}
-			copy(buf.Bytes(), d.super.encode(c, key))
-			if err := d.dev.WriteAt(buf.Bytes()[:superSize], int64(c)*superStride, true); err != nil {
-				a.logger.Warn("superblock copy not rewritten", "path", d.path, "copy", c, "err", err)
-				break
-			}
+		}
+		failed, err := a.runWrites(ops, &buf)
+		if err != nil {
+			return err
+		}
+		for _, slot := range failed {
+			a.logger.Warn("superblock copy not rewritten", "path", a.disks[slot].path, "copy", c)
 		}
 	}
 	return nil
@@ -330,27 +410,47 @@ func (a *Array) writeCopy(s *superblock, copyNo int, key []byte, good map[int]in
 	return nil
 }
 
-// readSuper reads the copies of a device's superblock; copies that cannot be read are nil. It fails when none can.
-func readSuper(dev blockdev.Device, arena *blockdev.Arena) (raw [superCopies][]byte, err error) {
-	buf, err := arena.Get(context.Background(), superSize)
+// rawSuper is what a disk has in the places of its superblock copies; nil where it could not be read.
+type rawSuper [superCopies][]byte
+
+// superMemory is what readSupers needs for n devices, bytes.
+func superMemory(n int) int64 { return int64(n) * superCopies * superSize }
+
+// readSupers reads the superblock copies of devices of a group, all at once, so that one that hangs costs one deadline. A device of
+// which no copy can be read has an error.
+func readSupers(g blockdev.Group, arena *blockdev.Arena, devs []int) ([]rawSuper, []error, error) {
+	raws, errs := make([]rawSuper, len(devs)), make([]error, len(devs))
+	if len(devs) == 0 {
+		return raws, errs, nil
+	}
+	buf, err := arena.Get(context.Background(), int(superMemory(len(devs))))
 	if err != nil {
-		return raw, err
+		return nil, nil, err
 	}
-	defer buf.Release()
-	var errs error
-	n := 0
-	for c := range superCopies {
-		if e := dev.ReadAt(buf.Bytes()[:superSize], int64(c)*superStride); e != nil {
-			errs = errors.Join(errs, e)
-			continue
+	ops := make([]blockdev.Op, len(devs)*superCopies)
+	for i := range ops {
+		c := i % superCopies
+		ops[i] = blockdev.Op{Dev: devs[i/superCopies], Off: int64(c) * superStride, Buf: buf.Bytes()[i*superSize:][:superSize]}
+	}
+	defer func() { release(&buf, ops) }()
+	if err := g.Run(ops); err != nil {
+		return nil, nil, err
+	}
+	for i := range devs {
+		n := 0
+		for c := range superCopies {
+			if op := &ops[i*superCopies+c]; op.Err != nil {
+				errs[i] = errors.Join(errs[i], op.Err)
+			} else {
+				raws[i][c] = trimSuper(op.Buf)
+				n++
+			}
 		}
-		raw[c] = trimSuper(buf.Bytes()[:superSize])
-		n++
+		if n > 0 {
+			errs[i] = nil
+		}
 	}
-	if n == 0 {
-		return raw, errs
-	}
-	return raw, nil
+	return raws, errs, nil
 }
 
 // trimSuper copies the part of a superblock copy that its length field claims.
@@ -376,7 +476,7 @@ func (a *Array) WriteKeyArea() error {
 }
 
 func (a *Array) writeKeyArea() (failed []int, err error) {
-	a.gate.Lock()
+	a.lockGate()
 	defer a.gate.Unlock()
 	a.mu.RLock()
 	s := a.super
@@ -409,7 +509,7 @@ func (a *Array) Close() error {
 
 // markClean writes the superblocks once more. It is a courtesy to checks: a failure loses nothing.
 func (a *Array) markClean() error {
-	a.gate.Lock()
+	a.lockGate()
 	defer a.gate.Unlock()
 	a.mu.RLock()
 	s := a.super

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -190,7 +191,7 @@ func (a *Array) prepareExtents(b *band) error {
 	errs := make([]error, len(b.members))
 	var wg sync.WaitGroup
 	for i, m := range b.members {
-		prepare := func() { errs[i] = a.disks[m.slot].dev.Prepare(a.geo.extentOffset(m.extent), a.geo.ExtentSize) }
+		prepare := func() { errs[i] = a.prepareExtent(a.disks[m.slot].dev, m.extent) }
 		if a.opt.manual != nil {
 			prepare()
 		} else {
@@ -209,6 +210,37 @@ func (a *Array) prepareExtents(b *band) error {
 	}
 	if len(failed) > 0 {
 		return &fenceError{slots: failed, err: errors.Join(errs...)}
+	}
+	return nil
+}
+
+// preparePiece is how much of an extent is prepared under one deadline.
+const preparePiece = 8 << 20
+
+// prepareExtent has a device make the blocks of an extent real, in pieces that each have a write's deadline: the calls behind it
+// block for as long as the disk does. One that misses it is left alone with the piece; it holds no memory of ours.
+func (a *Array) prepareExtent(dev blockdev.Device, extent uint32) error {
+	start := a.geo.extentOffset(extent)
+	for off := start; off < start+a.geo.ExtentSize; off += preparePiece {
+		n := min(preparePiece, start+a.geo.ExtentSize-off)
+		if a.opt.manual != nil {
+			if err := dev.Prepare(off, n); err != nil {
+				return err
+			}
+			continue
+		}
+		done := make(chan error, 1)
+		go func() { done <- dev.Prepare(off, n) }()
+		deadline := time.NewTimer(a.writeTimeout)
+		select {
+		case err := <-done:
+			deadline.Stop()
+			if err != nil {
+				return err
+			}
+		case <-deadline.C:
+			return fmt.Errorf("prepare %s: %d bytes at %d after %v: %w", dev.Path(), n, off, a.writeTimeout, blockdev.ErrTimeout)
+		}
 	}
 	return nil
 }
@@ -247,8 +279,8 @@ func firstError(ops []blockdev.Op) error {
 // runWrites runs a batch of writes and returns the slots of the disks that failed. The buffer is released, or abandoned when
 // the kernel still holds it.
 func (a *Array) runWrites(ops []blockdev.Op, buf *blockdev.Buf) ([]int, error) {
+	defer release(buf, ops)
 	err := a.group.Run(ops)
-	release(buf, ops)
 	return a.failedSlots(ops), err
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 
 	"coffer/disk/internal/blockdev"
 )
@@ -29,17 +30,11 @@ func (s Stripe) AppendBinary(b []byte) []byte {
 // DecodeStripe reads what AppendBinary wrote and returns the rest.
 func DecodeStripe(b []byte) (s Stripe, rest []byte, err error) {
 	var v [4]uint64
-	for i := range v {
-		n := 0
-		if v[i], n = binary.Uvarint(b); n <= 0 {
-			return Stripe{}, nil, fmt.Errorf("decode stripe: %w", ErrCorrupt)
-		}
-		b = b[n:]
-	}
-	if v[1] > 1<<32-1 || v[2] < 1 || v[2] > MaxWidth || v[3] < 1 || v[3] > MaxWidth*maxRows {
+	rest, ok := uvarints(b, v[:])
+	if !ok || v[1] > 1<<32-1 || v[2] < 1 || v[2] > MaxWidth || v[3] < 1 || v[3] > MaxWidth*maxRows {
 		return Stripe{}, nil, fmt.Errorf("decode stripe: %w", ErrCorrupt)
 	}
-	return Stripe{Band: v[0], Off: uint32(v[1]), Data: uint8(v[2]), Segments: uint16(v[3])}, b, nil
+	return Stripe{Band: v[0], Off: uint32(v[1]), Data: uint8(v[2]), Segments: uint16(v[3])}, rest, nil
 }
 
 func (s Stripe) rows() int      { return (int(s.Segments) + int(s.Data) - 1) / int(s.Data) }
@@ -193,7 +188,7 @@ func narrow(cells [MaxWidth][]byte, data, used, parity int) [MaxWidth][]byte {
 // try writes the stripe once, in a place of its own. Disks that failed come as a fenceError.
 func (w *StripeWriter) try(ctx context.Context, ops *[]blockdev.Op) (Stripe, error) {
 	a := w.a
-	a.gate.RLock() // a new epoch waits for writes of the old one to end
+	a.rlockGate() // a new epoch waits for writes of the old one to end
 	defer a.gate.RUnlock()
 	b, err := a.bulk.reserve(ctx, a, func(width, parity int) (uint32, error) {
 		if w.data+w.parity > width || w.parity != parity {
@@ -204,6 +199,8 @@ func (w *StripeWriter) try(ctx context.Context, ops *[]blockdev.Op) (Stripe, err
 	if err != nil {
 		return Stripe{}, err
 	}
+	written := false
+	defer func() { a.bulk.landed(b, written) }()
 	h := header{
 		kind: kindBulk, data: uint8(w.data), parity: uint8(w.parity), width: uint8(len(b.band.members)),
 		rot: uint8(rotation(b.band.num, b.off, len(b.band.members))), band: b.band.num, stripe: b.num, epoch: b.band.epoch,
@@ -220,6 +217,7 @@ func (w *StripeWriter) try(ctx context.Context, ops *[]blockdev.Op) (Stripe, err
 	if failed := a.failedSlots(*ops); len(failed) > 0 {
 		return Stripe{}, &fenceError{slots: failed, err: firstError(*ops)}
 	}
+	written = true
 	return Stripe{Band: b.band.num, Off: b.off, Data: uint8(w.data), Segments: uint16(w.segments)}, nil
 }
 
@@ -260,11 +258,20 @@ func (w *StripeWriter) reshape(ctx context.Context, to shapeError, ops []blockde
 	return w.protectRows(w.rows())
 }
 
+// maxBulkAhead bounds how many places are handed out from the oldest one on whose stripe is still on its way. Recovery looks so far
+// behind a hole for stripes that landed.
+const maxBulkAhead = 32
+
 // bulkStream hands out places in the bulk bands.
 type bulkStream struct {
 	lock chan struct{} // capacity 1: held while a place is taken, also across the opening of a band
-	band *band
-	next uint64
+	band *band         // guarded by lock
+	next uint64        // number of the last place; written under lock and mu
+
+	mu      sync.Mutex // guards all below, and next
+	flying  []uint64   // numbers of places whose stripes are on their way, ascending
+	spoilt  *band      // a stripe failed in it: what lies behind must not be handed out
+	changed chan struct{}
 }
 
 // bulkPlace is where a stripe goes.
@@ -277,14 +284,18 @@ type bulkPlace struct {
 // reserve takes a place in the open bulk band, or opens the next. blocks is asked for the cell length in a band of the given
 // width and parity.
 func (s *bulkStream) reserve(ctx context.Context, a *Array, blocks func(width, parity int) (uint32, error)) (bulkPlace, error) {
-	select {
-	case s.lock <- struct{}{}:
-	case <-ctx.Done():
-		return bulkPlace{}, ctx.Err()
+	if err := a.acquire(ctx, s.lock); err != nil {
+		return bulkPlace{}, err
 	}
 	defer func() { <-s.lock }()
 	for {
-		if s.band == nil || s.band.epoch != a.epochNow() {
+		if wait := s.full(); wait != nil {
+			if err := a.await(ctx, wait); err != nil {
+				return bulkPlace{}, err
+			}
+			continue
+		}
+		if s.band == nil || s.band.epoch != a.epochNow() || s.isSpoilt() {
 			b, err := a.nextBand(kindBulk, false)
 			if err != nil {
 				return bulkPlace{}, err
@@ -299,10 +310,62 @@ func (s *bulkStream) reserve(ctx context.Context, a *Array, blocks func(width, p
 			s.band = nil
 			continue
 		}
-		s.next++
-		p := bulkPlace{band: s.band, off: s.band.end, num: s.next}
+		p := bulkPlace{band: s.band, off: s.band.end, num: s.launched()}
 		s.band.end += n
 		a.openAhead(s.band)
 		return p, nil
 	}
+}
+
+// full returns what to wait for while no more places may be handed out, nil when one may.
+func (s *bulkStream) full() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.flying) == 0 || s.next-s.flying[0] < maxBulkAhead-1 {
+		return nil
+	}
+	if s.changed == nil {
+		s.changed = make(chan struct{})
+	}
+	return s.changed
+}
+
+func (s *bulkStream) isSpoilt() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.spoilt == s.band
+}
+
+// launched numbers the next place.
+func (s *bulkStream) launched() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.next++
+	s.flying = append(s.flying, s.next)
+	return s.next
+}
+
+// landed says that the stripe in p is written, or never will be.
+func (s *bulkStream) landed(p bulkPlace, written bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	i, _ := slices.BinarySearch(s.flying, p.num)
+	s.flying = slices.Delete(s.flying, i, i+1)
+	if !written {
+		s.spoilt = p.band
+	}
+	if s.changed != nil {
+		close(s.changed)
+		s.changed = nil
+	}
+}
+
+// oldest is the first number whose stripe may not be written yet.
+func (s *bulkStream) oldest() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.flying) > 0 {
+		return s.flying[0]
+	}
+	return s.next + 1
 }

@@ -44,7 +44,8 @@ type CheckOptions struct {
 // Check reads every stripe of every band past all caches and verifies each cell, parity included.
 func (a *Array) Check(ctx context.Context, opt CheckOptions) (CheckReport, error) {
 	opt.Repair = opt.Repair && !a.opt.ReadOnly
-	until := a.log.acked.Load() // before the bands are listed: those have all stripes up to here
+	// What is on its way now, and what comes later, is none of this check's. The bands listed below have all stripes up to here.
+	until, bulkUntil, epoch := a.log.acked.Load(), a.bulk.oldest(), a.epochNow()
 	bands := a.sortedBands()
 	a.mu.RLock()
 	rep := CheckReport{Bands: len(bands), Losses: append([]Loss(nil), a.losses...)}
@@ -57,9 +58,10 @@ func (a *Array) Check(ctx context.Context, opt CheckOptions) (CheckReport, error
 			return rep, err
 		}
 		err := a.eachStripe(ctx, b, func(w *wholeStripe) error {
-			void := b.kind == kindPacked && w.head.stripe > min(r.limit[b.num], a.log.acked.Load())
-			if void || (b.kind == kindBulk && b.epoch != a.epochNow() && w.goodCells() < int(w.head.data)) {
-				return nil // never acknowledged, or a torn stripe that no record names
+			void := b.kind == kindPacked && w.head.stripe > min(r.limit[b.num], until) ||
+				b.kind == kindBulk && b.epoch >= epoch && w.head.stripe >= bulkUntil
+			if void || (b.kind == kindBulk && b.epoch != epoch && w.goodCells() < int(w.head.data)) {
+				return nil // never acknowledged, not yet, or a torn stripe that no record names
 			}
 			if b.kind == kindPacked {
 				c.seen(w.head.stripe, &rep)
@@ -115,7 +117,7 @@ func (a *Array) checkBandHeaders(ctx context.Context, b *band, rep *CheckReport,
 			continue
 		}
 		ops = append(ops[:0], op)
-		if err := a.group.Run(ops); err != nil {
+		if err := a.run(ops); err != nil {
 			return err
 		}
 		if ops[0].Stuck {
@@ -128,8 +130,12 @@ func (a *Array) checkBandHeaders(ctx context.Context, b *band, rep *CheckReport,
 		}
 		rep.Bad++
 		rep.fault("%s: band %x: its header fails its checks", d.path, b.num)
-		if opt.Repair && a.rewriteBandHeader(ctx, b, pos, d) == nil {
-			rep.Repaired++
+		if opt.Repair {
+			if err := a.rewriteBandHeader(ctx, b, pos, d); err == nil {
+				rep.Repaired++
+			} else if err := a.log.fail([]int{m.slot}); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
@@ -166,6 +172,9 @@ func (a *Array) checkStripe(w *wholeStripe, rep *CheckReport, opt CheckOptions) 
 			return err
 		}
 		rep.Repaired += bad - len(failed)
+		if len(failed) > 0 {
+			return a.log.fail(failed)
+		}
 	}
 	return nil
 }

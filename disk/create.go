@@ -176,13 +176,13 @@ func contents(d blockdev.Device) (string, error) {
 	if d.Limits().Size < superArea {
 		return "", fmt.Errorf("inspect %s: %d bytes is too small for a disk", d.Path(), d.Limits().Size)
 	}
-	arena := blockdev.NewArena(blockdev.ArenaOptions{Limit: 1 << 20})
-	defer arena.Close()
-	raw, err := readSuper(d, arena)
-	if err != nil {
-		return "", fmt.Errorf("inspect %s: %w", d.Path(), err)
+	raws, errs, err := readNew([]blockdev.Device{d}, 0)
+	if err != nil || errs[0] != nil {
+		return "", fmt.Errorf("inspect %s: %w", d.Path(), errors.Join(err, errs[0]))
 	}
-	for i, b := range raw {
+	arena := newArena(1 << 20)
+	defer arena.Close()
+	for i, b := range raws[0] {
 		if sb, err := decodeSuperblock(b, i); err == nil {
 			return fmt.Sprintf("a member of array %x", sb.array), nil
 		}

@@ -81,7 +81,7 @@ func (f *flakyArray) open(opt Options) *Array {
 	for _, d := range f.disks {
 		devs = append(devs, d)
 	}
-	set, err := discover(devs, nil)
+	set, err := discover(devs, nil, 0)
 	if err != nil {
 		f.t.Fatal(err)
 	}

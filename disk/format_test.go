@@ -260,11 +260,11 @@ func writeFormat(t *testing.T) {
 	}
 	var v formatVector
 	trim := func(b []byte) string { return hex.EncodeToString(bytes.TrimRight(b, "\x00")) }
-	raw, err := readSuper(a.disks[0].dev, a.meta)
+	raws, _, err := readSupers(a.group, a.meta, []int{a.disks[0].gi})
 	if err != nil {
 		t.Fatal(err)
 	}
-	v.Superblock = trim(raw[1])
+	v.Superblock = trim(raws[0][1])
 	b := a.bands[2<<32|1]
 	block := make([]byte, BlockSize)
 	a.codec.putBand(block, b, 0, a.disks[b.members[0].slot].id)

@@ -82,7 +82,7 @@ func FuzzChooseCopy(f *testing.F) {
 	f.Add(body(old), body(now), uint8(0b0111), uint8(0b1000))
 	f.Add(body(old), body(now), uint8(0), uint8(0b1110))
 	f.Fuzz(func(t *testing.T, x, y []byte, which, bad uint8) {
-		var raw [superCopies][]byte
+		var raw rawSuper
 		for i := range raw {
 			if raw[i] = signSuper(x, i); which>>i&1 != 0 {
 				raw[i] = signSuper(y, i)

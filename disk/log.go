@@ -177,17 +177,15 @@ func (p *packedLog) cut() *packedStripe {
 // but for essential records, which may use the reserve.
 func (p *packedLog) openBand() {
 	p.opening = true
-	p.mu.Unlock()
-	b, err := p.a.nextBand(kindPacked, false)
-	p.mu.Lock()
+	var b *band
+	var err error
+	p.unlocked(func() { b, err = p.a.nextBand(kindPacked, false) })
 	reserved := false
 	if errors.Is(err, ErrFull) {
 		p.refuse(err)
 		if len(p.queue) > 0 {
 			reserved = true
-			p.mu.Unlock()
-			b, err = p.a.nextBand(kindPacked, true)
-			p.mu.Lock()
+			p.unlocked(func() { b, err = p.a.nextBand(kindPacked, true) })
 		}
 	}
 	p.opening = false
@@ -304,9 +302,8 @@ func (p *packedLog) settle() {
 		failed := p.failed
 		p.failed = nil
 		p.opening = true
-		p.mu.Unlock()
-		err := p.a.fence(failed)
-		p.mu.Lock()
+		var err error
+		p.unlocked(func() { err = p.a.fence(failed) })
 		p.opening = false
 		p.paused = len(p.failed) > 0
 		if err != nil {
@@ -382,10 +379,15 @@ func (p *packedLog) drain() {
 // await waits for another goroutine to change something; in tests without goroutines it lets the driver do it. mu is held.
 func (p *packedLog) await() {
 	if step := p.a.opt.manual; step != nil {
-		p.mu.Unlock()
-		step()
-		p.mu.Lock()
+		p.unlocked(step)
 		return
 	}
 	p.wake.Wait()
+}
+
+// unlocked lets go of mu, which is held, while f runs.
+func (p *packedLog) unlocked(f func()) {
+	p.mu.Unlock()
+	defer p.mu.Lock()
+	f()
 }

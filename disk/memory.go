@@ -39,7 +39,7 @@ func (m *Memory) Create(ctx context.Context, opt CreateOptions) error {
 }
 
 // Discover reads the superblocks as the function Discover does.
-func (m *Memory) Discover() (*Set, error) { return discover(m.devs, nil) }
+func (m *Memory) Discover() (*Set, error) { return discover(m.devs, nil, 0) }
 
 // Close gives the memory back.
 func (m *Memory) Close() error {

@@ -15,11 +15,10 @@ import (
 // Set is a number of devices that look like an array: opened, their superblocks read, nothing proven yet.
 type Set struct {
 	devs   []blockdev.Device
-	raw    [][superCopies][]byte
+	raw    []rawSuper
 	found  []*superblock // by device, nil without a valid superblock
 	faults []error       // by device, why found is nil
 	absent []string      // paths that could not be opened, with the reason
-	arena  *blockdev.Arena
 }
 
 // Discover opens the devices exclusively and reads their superblocks. Paths that do not open and devices without a superblock
@@ -41,26 +40,60 @@ func Discover(paths []string, readOnly bool) (*Set, error) {
 		}
 		devs = append(devs, d)
 	}
-	return discover(devs, absent)
+	return discover(devs, absent, 0)
 }
 
-func discover(devs []blockdev.Device, absent []string) (*Set, error) {
-	s := &Set{devs: devs, absent: absent, arena: blockdev.NewArena(blockdev.ArenaOptions{Limit: 4 << 20})}
-	for _, d := range devs {
-		var raw [superCopies][]byte
-		err := error(nil)
+// readNew reads the superblocks of devices that are in no group yet. A device that does not answer in time (0: the default) has an
+// error.
+func readNew(devs []blockdev.Device, timeout time.Duration) (raws []rawSuper, errs []error, err error) {
+	raws, errs = make([]rawSuper, len(devs)), make([]error, len(devs))
+	var large []blockdev.Device
+	var which []int
+	for i, d := range devs {
 		if d.Limits().Size >= superArea {
-			raw, err = readSuper(d, s.arena)
+			large, which = append(large, d), append(which, i)
 		} else {
-			err = fmt.Errorf("%w: device of %d bytes is too small", errSuperblock, d.Limits().Size)
+			errs[i] = fmt.Errorf("%w: device of %d bytes is too small", errSuperblock, d.Limits().Size)
 		}
-		var sb *superblock
-		if err == nil {
-			sb, _, err = chooseCopy(raw, nil)
+	}
+	if len(large) == 0 {
+		return raws, errs, nil
+	}
+	arena := newArena(2 * superMemory(len(devs)))
+	defer arena.Close() // memory of a read that hangs stays with the kernel
+	group, err := blockdev.NewGroup(large, blockdev.GroupOptions{Prefer: "pool", ReadTimeout: timeout})
+	if err != nil {
+		return nil, nil, err
+	}
+	all := make([]int, len(large))
+	for i := range all {
+		all[i] = i
+	}
+	got, faults, err := readSupers(group, arena, all)
+	if err != nil {
+		return nil, nil, errors.Join(err, group.Close())
+	}
+	for k, i := range which {
+		raws[i], errs[i] = got[k], faults[k]
+	}
+	group.Close() // it reports only what still hangs, which has an error already
+	return raws, errs, nil
+}
+
+func discover(devs []blockdev.Device, absent []string, timeout time.Duration) (*Set, error) {
+	s := &Set{devs: devs, absent: absent}
+	var err error
+	if s.raw, s.faults, err = readNew(devs, timeout); err != nil {
+		for _, d := range devs {
+			err = errors.Join(err, d.Close())
 		}
-		s.raw = append(s.raw, raw)
-		s.found = append(s.found, sb)
-		s.faults = append(s.faults, err)
+		return nil, err
+	}
+	s.found = make([]*superblock, len(devs))
+	for i := range devs {
+		if s.faults[i] == nil {
+			s.found[i], _, s.faults[i] = chooseCopy(s.raw[i], nil)
+		}
 	}
 	if s.newest() == nil {
 		err := fmt.Errorf("%w: none of %d devices has a superblock: %w", ErrMembership, len(devs)+len(absent), errors.Join(s.faults...))
@@ -104,7 +137,7 @@ func (s *Set) Close() error {
 	for _, d := range s.devs {
 		err = errors.Join(err, d.Close())
 	}
-	return errors.Join(err, s.arena.Close())
+	return err
 }
 
 // Open proves the superblocks with the keys, decides which disks take part, brings the log and the state into agreement, and
@@ -121,7 +154,6 @@ func (s *Set) Open(ctx context.Context, opt Options) (*Array, error) {
 	if err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
-	s.arena.Close()
 	if err := a.start(ctx); err != nil {
 		a.cancel()
 		a.tasks.Wait()
@@ -291,9 +323,10 @@ func newArray(opt Options, devs []blockdev.Device, head *superblock, disks []*di
 		return d
 	}
 	mk := opt.group
+	writeTimeout := timeout(opt.WriteTimeout)
 	if mk == nil {
 		mk = func(devs []blockdev.Device) (blockdev.Group, error) {
-			g := blockdev.GroupOptions{ReadTimeout: timeout(opt.ReadTimeout), WriteTimeout: timeout(opt.WriteTimeout)}
+			g := blockdev.GroupOptions{ReadTimeout: timeout(opt.ReadTimeout), WriteTimeout: writeTimeout}
 			if opt.PreferPool {
 				g.Prefer = "pool"
 			}
@@ -308,13 +341,13 @@ func newArray(opt Options, devs []blockdev.Device, head *superblock, disks []*di
 	if limit == 0 {
 		limit = defaultArena
 	}
-	small := int64(head.geo.width()*maxCellBlocks*BlockSize)*2*maxInflight + int64(len(disks))*superSize*2
+	small := int64(head.geo.width()*maxCellBlocks*BlockSize)*2*maxInflight + 2*superMemory(len(disks))
 	a := &Array{
 		opt: opt, logger: opt.Logger, geo: head.geo, group: group, disks: disks, super: *head,
 		codec: newCodec(head.array, opt.Keys.CellKey(), opt.Crypto, opt.faults),
 		bands: map[uint64]*band{}, ahead: map[kind]*aheadBand{}, repair: make(chan repairTask, 64),
-		slotOf: make([]int, len(devs)),
-		bulk:   bulkStream{lock: make(chan struct{}, 1)},
+		slotOf: make([]int, len(devs)), writeTimeout: writeTimeout,
+		bulk: bulkStream{lock: make(chan struct{}, 1)},
 	}
 	if opt.Crypto != nil {
 		a.encoded, a.rebuilt = opt.Crypto.Meter(hw.ReedSolomon, hw.Encode), opt.Crypto.Meter(hw.ReedSolomon, hw.Reconstruct)
@@ -342,28 +375,10 @@ func newArray(opt Options, devs []blockdev.Device, head *superblock, disks []*di
 
 // start recovers, begins the epoch and lets the writers run.
 func (a *Array) start(ctx context.Context) error {
-	if !a.opt.ReadOnly {
-		if err := a.healSupers(); err != nil {
-			return err
-		}
-	}
-	if err := a.scanBands(ctx); err != nil {
-		return err
-	}
-	cut, err := a.recover(ctx)
-	if err != nil {
-		return err
-	}
-	a.log.next = cut + 1
-	a.log.acked.Store(cut)
-	if a.opt.ReadOnly {
-		a.log.err = ErrReadOnly
-		return nil
-	}
-	if err := a.completeBulk(ctx); err != nil {
-		return err
-	}
-	if err := a.resync(ctx, cut); err != nil {
+	a.opening = true
+	cut, err := a.takeUp(ctx)
+	a.opening = false
+	if err != nil || a.opt.ReadOnly {
 		return err
 	}
 	if !a.opt.faults.noNonce || a.super.epoch().num == 1 {
@@ -378,6 +393,32 @@ func (a *Array) start(ctx context.Context) error {
 		a.tasks.Go(a.runRepairs)
 	}
 	return nil
+}
+
+// takeUp brings disks, log and state into agreement and returns the last packed stripe that stands.
+func (a *Array) takeUp(ctx context.Context) (uint64, error) {
+	if !a.opt.ReadOnly {
+		if err := a.healSupers(); err != nil {
+			return 0, err
+		}
+	}
+	if err := a.scanBands(ctx); err != nil {
+		return 0, err
+	}
+	cut, err := a.recover(ctx)
+	if err != nil {
+		return 0, err
+	}
+	a.log.next = cut + 1
+	a.log.acked.Store(cut)
+	if a.opt.ReadOnly {
+		a.log.err = ErrReadOnly
+		return cut, nil
+	}
+	if err := a.completeBulk(ctx); err != nil {
+		return 0, err
+	}
+	return cut, a.resync(ctx, cut)
 }
 
 func newArena(limit int64) *blockdev.Arena {

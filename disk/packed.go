@@ -37,18 +37,24 @@ func (l Loc) AppendBinary(b []byte) []byte {
 // DecodeLoc reads what AppendBinary wrote and returns the rest.
 func DecodeLoc(b []byte) (l Loc, rest []byte, err error) {
 	var v [5]uint64
+	const u32 = 1<<32 - 1
+	rest, ok := uvarints(b, v[:])
+	if !ok || v[1] > u32 || v[2] >= MaxWidth || v[3] > u32 || v[4] > u32 {
+		return Loc{}, nil, fmt.Errorf("decode location: %w", ErrCorrupt)
+	}
+	return Loc{Band: v[0], Off: uint32(v[1]), Role: uint8(v[2]), Start: uint32(v[3]), Len: uint32(v[4])}, rest, nil
+}
+
+// uvarints decodes as many numbers as v has room for and returns what follows them.
+func uvarints(b []byte, v []uint64) (rest []byte, ok bool) {
 	for i := range v {
 		n := 0
 		if v[i], n = binary.Uvarint(b); n <= 0 {
-			return Loc{}, nil, fmt.Errorf("decode location: %w", ErrCorrupt)
+			return nil, false
 		}
 		b = b[n:]
 	}
-	const u32 = 1<<32 - 1
-	if v[1] > u32 || v[2] >= MaxWidth || v[3] > u32 || v[4] > u32 {
-		return Loc{}, nil, fmt.Errorf("decode location: %w", ErrCorrupt)
-	}
-	return Loc{Band: v[0], Off: uint32(v[1]), Role: uint8(v[2]), Start: uint32(v[3]), Len: uint32(v[4])}, b, nil
+	return b, true
 }
 
 // The sealed record block of a packed cell holds, per record, a fixed head and the body; the data blobs follow the block in

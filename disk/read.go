@@ -146,7 +146,7 @@ func (v *View) readRows(ctx context.Context) error {
 		v.ops = append(v.ops, op)
 	}
 	if len(v.ops) > 0 {
-		if err := v.a.group.Run(v.ops); err != nil {
+		if err := v.a.run(v.ops); err != nil {
 			return err
 		}
 	}
@@ -236,7 +236,7 @@ func (a *Array) rebuildRange(ctx context.Context, b *band, off uint32, data, at,
 		if len(roles) == 0 {
 			break
 		}
-		if err := a.group.Run(ops[batch:]); err != nil {
+		if err := a.run(ops[batch:]); err != nil {
 			done()
 			return nil, nil, err
 		}
@@ -298,7 +298,7 @@ func (a *Array) ReadPacked(ctx context.Context, l Loc) (*View, error) {
 	op, ok := a.op(b, v.member(int(l.Role)), l.Off, from, mem)
 	if ok {
 		v.ops = append(v.ops, op)
-		if err := a.group.Run(v.ops); err != nil {
+		if err := a.run(v.ops); err != nil {
 			v.Release()
 			return nil, err
 		}
@@ -354,7 +354,7 @@ func (a *Array) anyHeader(ctx context.Context, b *band, off uint32) (header, err
 		}
 		ops = append(ops, op)
 		last := ops[len(ops)-1:]
-		if err := a.group.Run(last); err != nil {
+		if err := a.run(last); err != nil {
 			return header{}, err
 		}
 		if last[0].Err != nil {

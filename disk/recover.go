@@ -75,7 +75,7 @@ func (r *recovery) scanExtents(ctx context.Context, from, to uint32) error {
 			at = append(at, bandMember{slot: d.slot, extent: e})
 		}
 	}
-	if err := a.group.Run(ops); err != nil {
+	if err := a.run(ops); err != nil {
 		return err
 	}
 	for i := range ops {
@@ -151,7 +151,7 @@ func (r *recovery) dropVoid() {
 // anythingIn looks for any valid header in the part of a band that could be in flight while its first stripe is missing. The first
 // stripe may well be there: on the other disks of the band, whose own band headers are damaged.
 func (r *recovery) anythingIn(f *foundBand) bool {
-	for h := range r.a.headersBehind(f.band, 1, searchBlocks) {
+	for h := range r.a.headersBehind(f.band, 1, f.window()) {
 		if h.off == 1 {
 			f.first = h.stripe
 		}
@@ -160,8 +160,13 @@ func (r *recovery) anythingIn(f *foundBand) bool {
 	return false
 }
 
-// searchBlocks is how far behind a missing stripe others of the same moment can begin: all that can be in flight.
-const searchBlocks = (maxInflight + 1) * maxCellBlocks
+// window is how far behind a missing stripe others of the same moment can begin, in blocks: all that can be in flight.
+func (b *band) window() int {
+	if b.kind == kindBulk {
+		return (maxBulkAhead + 1) * maxCellBlocks
+	}
+	return (maxInflight + 1) * maxCellBlocks
+}
 
 // headersBehind yields the valid cell headers at blocks off..off+n of a band, in order of offset.
 func (a *Array) headersBehind(b *band, off uint32, n int) func(func(header) bool) {
@@ -181,7 +186,7 @@ func (a *Array) headersBehind(b *band, off uint32, n int) func(func(header) bool
 					ops, slots = append(ops, op), append(slots, m.slot)
 				}
 			}
-			if len(ops) == 0 || a.group.Run(ops) != nil {
+			if len(ops) == 0 || a.run(ops) != nil {
 				release(&buf, ops)
 				return
 			}
@@ -209,7 +214,7 @@ func (a *Array) headersBehind(b *band, off uint32, n int) func(func(header) bool
 
 // probe reads the stripe that begins at block off of a band: nil when no valid header is there. Cells are verified.
 func (a *Array) probe(ctx context.Context, b *band, off uint32) (*wholeStripe, error) {
-	return a.probeBy(ctx, a.group, b, off)
+	return a.probeBy(ctx, a, b, off)
 }
 
 // probeBy is probe with reads by run.
@@ -232,7 +237,7 @@ func (a *Array) probeBy(ctx context.Context, run runner, b *band, off uint32) (*
 	if len(ops) == 0 {
 		return nil, nil
 	}
-	if err := run.Run(ops); err != nil {
+	if err := run.run(ops); err != nil {
 		return nil, err
 	}
 	var best *wholeStripe
@@ -426,7 +431,7 @@ func (a *Array) blind(b *band, off uint32) (bool, error) {
 	if len(ops) == 0 {
 		return true, nil
 	}
-	if err := a.group.Run(ops); err != nil {
+	if err := a.run(ops); err != nil {
 		return false, err
 	}
 	return !slices.ContainsFunc(ops, func(o blockdev.Op) bool { return o.Err == nil }), nil
@@ -444,7 +449,7 @@ func (r *recovery) take(ctx context.Context, w *wholeStripe, applied bool) error
 		if err != nil {
 			return err
 		}
-		if err := a.lose(failed); err != nil {
+		if err := a.lose(failed, failedRewrite); err != nil {
 			return err
 		}
 	}
@@ -464,12 +469,18 @@ func (r *recovery) take(ctx context.Context, w *wholeStripe, applied bool) error
 	return r.replay.add(pos, entries)
 }
 
+const failedRewrite = "a write failed during recovery"
+
 // lose marks disks that failed while the array was being opened: the coming epoch goes on without them.
-func (a *Array) lose(slots []int) error {
+func (a *Array) lose(slots []int, reason string) error {
+	if len(slots) == 0 {
+		return nil
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, s := range slots {
-		a.disks[s].state, a.disks[s].reason = DiskFenced, "a write failed during recovery"
+		a.disks[s].state, a.disks[s].reason = DiskFenced, reason
+		a.logger.Error("disk failed", "path", a.disks[s].path, "slot", s, "reason", reason)
 	}
 	left := 0
 	for _, d := range a.disks {
@@ -528,7 +539,7 @@ func (r *recovery) skip(ctx context.Context, i int, off uint32, next uint64) (in
 			}
 		}
 	}
-	look(i, off, searchBlocks)
+	look(i, off, f.window())
 	for j := i + 1; j < len(r.order); j++ {
 		g := r.order[j]
 		if g.first > next && g.first <= r.limit[g.num] && g.first < toStripe {
@@ -566,10 +577,12 @@ func (r *recovery) lost(band, from, to uint64) {
 	r.a.mu.Unlock()
 }
 
-// lastBulk returns the bulk bands that could have had stripes on their way when the last epoch ended: the newest two.
+// lastBulk returns the bulk bands that could have had stripes on their way when the last epoch ended: the newest ones, as many as
+// those stripes fill, and one more as the first need not be new.
 func (a *Array) lastBulk() (last []*band) {
+	most := 2 + maxBulkAhead*maxCellBlocks/int(a.geo.extentBlocks())
 	for _, b := range slices.Backward(a.sortedBands()) {
-		if b.kind == kindBulk && len(last) < 2 {
+		if b.kind == kindBulk && len(last) < most {
 			last = append(last, b)
 		}
 	}
@@ -588,7 +601,7 @@ func (a *Array) completeBulk(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
-			return a.lose(failed)
+			return a.lose(failed, failedRewrite)
 		})
 		if err != nil {
 			return fmt.Errorf("complete bulk stripes: %w", err)
@@ -622,7 +635,7 @@ func (a *Array) resync(ctx context.Context, cut uint64) error {
 	return nil
 }
 
-// resyncDisk makes one stale disk whole. It turns healthy at the end.
+// resyncDisk makes one stale disk whole. It counts as healthy meanwhile, as nothing is served yet; resync takes that back on an error.
 func (a *Array) resyncDisk(ctx context.Context, d *disk, cut uint64) (int, error) {
 	cells := 0
 	r := a.newRecovery()
@@ -671,11 +684,14 @@ func (a *Array) resyncBand(ctx context.Context, b *band, d *disk, stands func(*h
 		}
 		failed, err := w.rewrite()
 		if err == nil && slices.Contains(failed, d.slot) {
-			err = errors.New("a write failed during resynchronisation")
+			return errors.New("a write failed during resynchronisation")
 		}
 		cells++
-		return err
+		return errors.Join(err, a.lose(failed, failedRewrite))
 	})
+	if err == nil && !d.usable() {
+		err = errors.New(d.reason) // a read timed out
+	}
 	return cells, err
 }
 
@@ -696,7 +712,7 @@ func (a *Array) eachStripe(ctx context.Context, b *band, fn func(*wholeStripe) e
 			continue
 		}
 		at := uint32(0)
-		for h := range a.headersBehind(b, off+1, searchBlocks*4) {
+		for h := range a.headersBehind(b, off+1, b.window()) {
 			at = h.off
 			break
 		}

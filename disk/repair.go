@@ -37,7 +37,7 @@ func (w *wholeStripe) goodCells() (n int) {
 
 // readWhole reads and verifies all cells of the stripe that like describes.
 func (a *Array) readWhole(ctx context.Context, b *band, like header) (*wholeStripe, error) {
-	return a.readWholeBy(ctx, a.group, b, like)
+	return a.readWholeBy(ctx, a, b, like)
 }
 
 // readWholeBy is readWhole with reads by run.
@@ -61,7 +61,7 @@ func (a *Array) readWholeBy(ctx context.Context, run runner, b *band, like heade
 		w.release()
 		return nil, fmt.Errorf("stripe %x/%d: no disk left: %w", b.num, like.off, ErrCorrupt)
 	}
-	if err := run.Run(w.ops); err != nil {
+	if err := run.run(w.ops); err != nil {
 		w.release()
 		return nil, err
 	}

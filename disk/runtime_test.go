@@ -84,7 +84,7 @@ func TestWriteKeyArea(t *testing.T) {
 	a.Close() // the power is gone: nothing of this reaches the disks
 	s.world.Restart()
 	for i := range s.disks {
-		set, err := discover([]blockdev.Device{s.disks[i]}, nil)
+		set, err := discover([]blockdev.Device{s.disks[i]}, nil, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -202,12 +202,12 @@ func TestHungReads(t *testing.T) {
 		h := &hanging{Device: d}
 		hung, devs = append(hung, h), append(devs, h)
 	}
-	set, err := discover(devs, nil)
+	set, err := discover(devs, nil, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	a, err := set.Open(t.Context(), Options{
-		Keys: testKeys{}, Crypto: crypto(), State: f.state, PreferPool: true, ReadTimeout: 30 * time.Millisecond,
+		Keys: testKeys{}, Crypto: crypto(), State: f.state, PreferPool: true, ReadTimeout: 200 * time.Millisecond,
 	})
 	if err != nil {
 		t.Fatal(err)

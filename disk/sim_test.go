@@ -7,6 +7,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"iter"
 	"math/rand/v2"
 	"os"
 	"runtime"
@@ -111,7 +112,7 @@ func TestSimulationCatchesBugs(t *testing.T) {
 
 // simKinds are the faults of a normal run.
 const simKinds = blockdev.FaultRot | blockdev.FaultOverwrite | blockdev.FaultStale | blockdev.FaultMisplaced | blockdev.FaultBadRange |
-	blockdev.FaultLostWrite | blockdev.FaultMisdirect | blockdev.FaultFailOnce | blockdev.FaultDead
+	blockdev.FaultLostWrite | blockdev.FaultMisdirect | blockdev.FaultFailOnce | blockdev.FaultDead | blockdev.FaultHung | blockdev.FaultFull
 
 type simStats struct{ cuts, acked, opens, stripes, faults int }
 
@@ -148,7 +149,95 @@ type sim struct {
 	acked   int // of ops, how many are acknowledged from the front
 	flight  []simFlight
 	suspect []int // slots on which faults are allowed
-	dead    map[int]bool
+	ids     uint64
+	tasks   []*simTask
+	running *simTask // nil: the driver itself
+}
+
+// simTask is a client of the engine in the middle of a call: a coroutine, so that the order in which calls go on is the seed's.
+type simTask struct {
+	next  func() (struct{}, bool)
+	stop  func()
+	yield func(struct{}) bool
+}
+
+var errSimStopped = errors.New("the machine is gone")
+
+// maxSimTasks is how many calls are under way at most; their stripes fit into the arena together.
+const maxSimTasks = 14
+
+// spawn begins a call that goes on whenever the driver lets it.
+func (s *sim) spawn(f func()) {
+	t := &simTask{}
+	t.next, t.stop = iter.Pull(func(yield func(struct{}) bool) {
+		defer func() {
+			if r := recover(); r != nil && r != errSimStopped {
+				panic(r)
+			}
+		}()
+		t.yield = yield
+		f()
+	})
+	s.tasks = append(s.tasks, t)
+	s.goOn(len(s.tasks) - 1)
+}
+
+// resume lets one of the calls under way go on until it waits again.
+func (s *sim) resume() {
+	if len(s.tasks) == 0 || s.running != nil {
+		return
+	}
+	s.goOn(s.rng.IntN(len(s.tasks)))
+}
+
+func (s *sim) goOn(i int) {
+	t := s.tasks[i]
+	s.running = t
+	_, alive := t.next()
+	s.running = nil
+	if !alive {
+		s.tasks = slices.Delete(s.tasks, i, i+1)
+	}
+}
+
+// wait is where the engine waits for others: a call gives way to the driver, the driver goes on with all else.
+func (s *sim) wait() {
+	t := s.running
+	if t == nil {
+		s.step()
+		return
+	}
+	if !t.yield(struct{}{}) {
+		panic(errSimStopped)
+	}
+}
+
+// taskGroup lets a call that waits for disks give way.
+type taskGroup struct {
+	*blockdev.SimGroup
+	s *sim
+}
+
+func (g taskGroup) Run(ops []blockdev.Op) error {
+	if g.s.running == nil {
+		return g.SimGroup.Run(ops)
+	}
+	t, err := g.Start(ops)
+	if err != nil {
+		return err
+	}
+	for !t.Done() {
+		g.s.wait()
+	}
+	return nil
+}
+
+func (s *sim) group(devs []blockdev.Device) (blockdev.Group, error) {
+	g, err := simGroup(devs)
+	if err != nil {
+		return nil, err
+	}
+	return taskGroup{g.(*blockdev.SimGroup), s}, nil
 }
 
 // simOp is a record given to the log: packed data, or a bulk stripe.
@@ -165,7 +254,7 @@ type simFlight struct {
 	t *blockdev.Ticket
 }
 
-var simShapes = []struct{ n, data, parity int }{{6, 4, 2}, {3, 2, 1}, {2, 1, 1}, {6, 3, 2}, {4, 1, 3}, {7, 4, 2}, {5, 2, 2}, {8, 5, 3}}
+var simShapes = []struct{ n, data, parity int }{{6, 4, 2}, {3, 2, 1}, {2, 1, 1}, {6, 3, 2}, {4, 1, 3}, {7, 4, 2}, {5, 2, 2}, {8, 5, 3}, {1, 1, 0}, {3, 3, 0}, {12, 8, 4}}
 
 func simulate(seed uint64, bugs faults, kinds blockdev.FaultKind, trace bool, logf func(string, ...any)) error {
 	_, err := simulateStats(seed, bugs, kinds, trace, logf)
@@ -173,9 +262,9 @@ func simulate(seed uint64, bugs faults, kinds blockdev.FaultKind, trace bool, lo
 }
 
 func simulateStats(seed uint64, bugs faults, kinds blockdev.FaultKind, trace bool, logf func(string, ...any)) (st simStats, err error) {
-	s := &sim{rng: rand.New(rand.NewPCG(seed, 4)), bugs: bugs, kinds: kinds, logf: logf, trace: trace, state: &testState{}, saved: &testState{}, dead: map[int]bool{}}
+	s := &sim{rng: rand.New(rand.NewPCG(seed, 4)), bugs: bugs, kinds: kinds, logf: logf, trace: trace, state: &testState{}, saved: &testState{}}
 	for i := range s.arenas {
-		s.arenas[i] = newArena(128 << 20)
+		s.arenas[i] = newArena(256 << 20)
 	}
 	s.world = blockdev.NewWorld(rand.New(rand.NewPCG(seed, 5)))
 	defer func() {
@@ -194,9 +283,9 @@ func simulateStats(seed uint64, bugs faults, kinds blockdev.FaultKind, trace boo
 		s.world.Trace(func(l string) { logf("  %s", l) })
 	}
 	shape := simShapes[s.rng.IntN(len(simShapes))]
-	s.geo = Geometry{Data: shape.data, Parity: shape.parity, ExtentSize: 1 << 20}
+	s.geo = Geometry{Data: shape.data, Parity: shape.parity, ExtentSize: []int64{1 << 20, 1 << 20, 4 << 20}[s.rng.IntN(3)]}
 	for range shape.n {
-		s.disks = append(s.disks, blockdev.NewSimDisk(s.world, 41<<20, blockdev.SimOptions{}))
+		s.disks = append(s.disks, blockdev.NewSimDisk(s.world, superArea+40*s.geo.ExtentSize, blockdev.SimOptions{}))
 	}
 	err = Create(context.Background(), CreateOptions{
 		ArrayID: [16]byte{7}, Geometry: s.geo, Keys: testKeys{}, devices: s.devices(), group: simGroup, rand: s.random,
@@ -290,12 +379,13 @@ func (s *sim) act() {
 // put queues a record. Sizes repeat, so that attempts at one place look alike.
 func (s *sim) put() {
 	size := []int{64, 64, 700, 4096, 4096, 9000, 120 << 10}[s.rng.IntN(7)]
-	s.enqueue(&simOp{id: uint64(len(s.ops) + 1), size: size})
+	s.ids++
+	s.enqueue(&simOp{id: s.ids, size: size})
 }
 
 func (s *sim) enqueue(op *simOp) {
 	body := binary.LittleEndian.AppendUint64(nil, op.id)
-	rec := Record{Essential: true}
+	rec := Record{Essential: s.rng.IntN(2) == 0}
 	if op.stripe.Segments > 0 {
 		body = op.stripe.AppendBinary(body)
 	} else {
@@ -310,10 +400,15 @@ func (s *sim) enqueue(op *simOp) {
 	}
 }
 
-// putBulk writes a stripe and queues the record that names it.
+// putBulk begins to write a stripe, among others, and to queue the record that names it.
 func (s *sim) putBulk() {
-	id := uint64(len(s.ops)+1)<<20 | 1
-	n := 1 + s.rng.IntN(s.a.MaxStripeSegments())
+	if len(s.tasks) >= maxSimTasks {
+		s.resume()
+		return
+	}
+	s.ids++
+	id := s.ids
+	n := 1 + s.rng.IntN(min(s.a.MaxStripeSegments(), []int{4, 4, 4, 12, 12, 64}[s.rng.IntN(6)]))
 	w, err := s.a.NewStripe(context.Background(), n)
 	if err != nil {
 		return
@@ -322,17 +417,19 @@ func (s *sim) putBulk() {
 		n = 1 + s.rng.IntN(n) // the body ends early
 	}
 	for i := range n {
-		copy(w.Slot(i), payload(id+uint64(i), SegmentSize))
+		copy(w.Slot(i), payload(id<<20|1+uint64(i), SegmentSize))
 		if err := w.Sealed(i + 1); err != nil {
 			panic(err)
 		}
 	}
-	st, err := w.Commit(context.Background())
-	if err != nil {
-		return
-	}
-	s.stats.stripes++
-	s.enqueue(&simOp{id: uint64(len(s.ops) + 1), stripe: st})
+	s.spawn(func() {
+		st, err := w.Commit(context.Background())
+		if err != nil {
+			return
+		}
+		s.stats.stripes++
+		s.enqueue(&simOp{id: id, stripe: st})
+	})
 }
 
 // step is what the engine's goroutines do: cut a stripe, or let the disks do one operation, and take what is finished.
@@ -348,7 +445,7 @@ func (s *sim) step() {
 		if err := s.a.encodePacked(cut, p.acked.Load()); err != nil {
 			panic(err)
 		}
-		t, err := s.a.group.(*blockdev.SimGroup).Start(cut.ops)
+		t, err := s.a.group.(taskGroup).Start(cut.ops)
 		if err != nil {
 			panic(err)
 		}
@@ -357,6 +454,9 @@ func (s *sim) step() {
 	}
 	for range s.rng.IntN(6) {
 		s.world.Step()
+	}
+	for range s.rng.IntN(3) {
+		s.resume()
 	}
 	s.reap()
 }
@@ -372,18 +472,18 @@ func (s *sim) reap() {
 		}
 		i++
 	}
-	for _, op := range s.ops[s.acked:] {
+	s.ops = slices.DeleteFunc(s.ops, func(op *simOp) bool {
 		if op.acked {
-			continue
+			return false
 		}
 		select {
 		case <-op.req.done:
-			if op.req.err == nil {
-				op.acked = true
-			}
+			op.acked = op.req.err == nil
+			return errors.Is(op.req.err, ErrFull) // refused: nothing was written
 		default:
+			return false
 		}
-	}
+	})
 	for s.acked < len(s.ops) && s.ops[s.acked].acked {
 		s.acked++
 		s.stats.acked++
@@ -397,7 +497,7 @@ func (s *sim) settle() {
 		p.mu.Lock()
 		idle := p.err != nil || (len(p.queue) == 0 && len(p.inflight) == 0)
 		p.mu.Unlock()
-		if idle && len(s.flight) == 0 || s.world.Off() {
+		if idle && len(s.flight) == 0 && len(s.tasks) == 0 || s.world.Off() {
 			return
 		}
 		s.step()
@@ -435,7 +535,7 @@ func (s *sim) end() error {
 	if cut {
 		s.stats.cuts++
 	}
-	if !cut && len(s.flight) == 0 && len(s.a.log.queue) == 0 && s.rng.IntN(2) == 0 {
+	if !cut && len(s.flight) == 0 && len(s.a.log.queue) == 0 && len(s.tasks) == 0 && s.rng.IntN(2) == 0 {
 		s.say("closed")
 		s.a.Close()
 	}
@@ -451,6 +551,10 @@ func (s *sim) end() error {
 
 // drop forgets the open array as a crash does, and takes its memory back.
 func (s *sim) drop() {
+	for _, t := range s.tasks {
+		t.stop()
+	}
+	s.tasks = nil
 	for _, f := range s.flight {
 		f.s.buf.Release()
 	}
@@ -470,6 +574,8 @@ func (s *sim) restart() {
 	for _, i := range s.suspect {
 		if s.rng.IntN(2) == 0 {
 			s.disks[i].Revive()
+			s.disks[i].Unhang()
+			s.disks[i].Unfill()
 		}
 	}
 }
@@ -502,15 +608,23 @@ func (s *sim) open() error {
 	for _, d := range s.disks {
 		live = append(live, d)
 	}
-	set, err := discover(live, nil)
-	if err != nil {
-		return err
+	for _, degraded := range []bool{false, true} {
+		set, err := discover(live, nil, 0)
+		if err != nil {
+			return err
+		}
+		s.a, err = set.Open(context.Background(), Options{
+			Keys: testKeys{}, State: s.state, Crypto: crypto(), Degraded: degraded,
+			group: s.group, manual: s.wait, rand: s.random, faults: s.bugs, arenas: &s.arenas,
+		})
+		if degraded || !errors.Is(err, ErrMembership) || s.world.Off() {
+			return err
+		}
+		s.say("degraded: %v", err)
+		s.world.Restart()
+		s.state = s.saved.clone()
 	}
-	s.a, err = set.Open(context.Background(), Options{
-		Keys: testKeys{}, State: s.state, Crypto: crypto(), Degraded: true, ArenaBytes: 256 << 20,
-		group: simGroup, manual: s.step, rand: s.random, faults: s.bugs, arenas: &s.arenas,
-	})
-	return err
+	return nil
 }
 
 // verify compares the log with the model and takes what it shows as the truth from now on.

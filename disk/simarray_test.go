@@ -52,7 +52,7 @@ func (s *simArray) tryOpen(disks ...*blockdev.SimDisk) (*Array, error) {
 	for _, d := range disks {
 		devs = append(devs, d)
 	}
-	set, err := discover(devs, nil)
+	set, err := discover(devs, nil, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -60,7 +60,10 @@ func (s *simArray) tryOpen(disks ...*blockdev.SimDisk) (*Array, error) {
 	if o.Keys == nil {
 		o.Keys = testKeys{}
 	}
-	o.Crypto, o.State, o.group = crypto(), s.state, simGroup
+	o.Crypto, o.State = crypto(), s.state
+	if o.group == nil {
+		o.group = simGroup
+	}
 	return set.Open(context.Background(), o)
 }
 

@@ -206,7 +206,7 @@ func (s *superblock) sameState(o *superblock) bool {
 
 // chooseCopy picks the newest state held by at least two of the copies (raw, nil where unreadable). With a key, copies whose
 // MAC fails do not count. The second result is the number of good copies of that state.
-func chooseCopy(raw [superCopies][]byte, key []byte) (*superblock, int, error) {
+func chooseCopy(raw rawSuper, key []byte) (*superblock, int, error) {
 	var found []*superblock
 	err := errSuperblock
 	for i, b := range raw {
