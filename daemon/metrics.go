@@ -84,8 +84,8 @@ func (m *s3Metrics) count(h http.Handler) http.Handler {
 // collector makes metrics from a snapshot that is taken at each scrape.
 type collector func(ch chan<- prometheus.Metric)
 
-// Describe implements prometheus.Collector.
-func (c collector) Describe(ch chan<- *prometheus.Desc) { prometheus.DescribeByCollect(c, ch) }
+// Describe implements prometheus.Collector. It tells nothing beforehand: what there is to collect changes as the array opens.
+func (c collector) Describe(chan<- *prometheus.Desc) {}
 
 // Collect implements prometheus.Collector.
 func (c collector) Collect(ch chan<- prometheus.Metric) { c(ch) }
@@ -149,8 +149,10 @@ var (
 	diskStates  = [...]disk.DiskState{disk.DiskHealthy, disk.DiskFenced, disk.DiskMissing, disk.DiskStale, disk.DiskForeign}
 )
 
-// registerArray exports the state of the array, its disks, its keys and its store.
-func registerArray(r prometheus.Registerer, app *appliance) {
+// registerArray exports the state of the array, its disks, its keys and its store while one is open.
+func registerArray(r prometheus.Registerer, open func() *appliance) {
+	index := gauge("index_healthy", "1 while the index works, 0 while it has failed, is being rebuilt or is not open yet.",
+		func(a *appliance) float64 { return oneIf(a != nil && a.store.Healthy() == nil) })
 	state := gauge("array_state", "1 for the state that the array is in.", func(v float64) float64 { return v }, "state")
 	status := []sample[*disk.Status]{
 		gauge("array_epoch", "Epoch of the array's membership.", func(s *disk.Status) float64 { return float64(s.Epoch) }),
@@ -171,6 +173,11 @@ func registerArray(r prometheus.Registerer, app *appliance) {
 	}
 	sendDisk, sendStore := diskMetrics(), storeMetrics()
 	r.MustRegister(collector(func(ch chan<- prometheus.Metric) {
+		app := open()
+		index.send(ch, app)
+		if app == nil {
+			return
+		}
 		st := app.array.Status()
 		for _, s := range arrayStates {
 			state.send(ch, oneIf(s == st.State), s)

@@ -62,11 +62,18 @@ func startDaemon(t *testing.T, dir string, vars map[string]string, args ...strin
 	t.Helper()
 	in := &instance{dir: dir, exit: make(chan int, 1)}
 	conf := writeTemp(t, "coffer.yaml", "embedded_disk_size: 256MiB\nlog: {level: debug}\n")
+	args = append([]string{"serve", "--data", dir, "--config", conf, "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--admin", "127.0.0.1:0"}, args...)
+	in.begin(t, vars, func(ctx context.Context, e env) int { return run(ctx, args, e) })
+	return in
+}
+
+// begin runs a daemon and waits until it is ready.
+func (in *instance) begin(t *testing.T, vars map[string]string, run func(ctx context.Context, e env) int) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	in.stop = cancel
-	args = append([]string{"serve", "--data", dir, "--config", conf, "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--admin", "127.0.0.1:0"}, args...)
 	go func() {
-		in.exit <- run(ctx, args, env{strings.NewReader(""), &in.out, &in.log, func(n string) string { return vars[n] }})
+		in.exit <- run(ctx, env{strings.NewReader(""), &in.out, &in.log, func(n string) string { return vars[n] }})
 	}()
 	t.Cleanup(func() {
 		cancel()
@@ -84,12 +91,9 @@ func startDaemon(t *testing.T, dir string, vars map[string]string, args ...strin
 			t.Fatalf("daemon not ready: %s", in.log.String())
 		}
 	}
-	addr := func(name string) string {
-		return strings.TrimSpace(string(readFile(t, filepath.Join(dir, "run", name+".addr"))))
-	}
-	in.admin, in.https, in.http = "http://"+addr("admin"), "https://"+addr("https"), "http://"+addr("http")
+	in.find(t)
 	roots := x509.NewCertPool()
-	roots.AppendCertsFromPEM(readFile(t, filepath.Join(dir, "tls", "ca.crt")))
+	roots.AppendCertsFromPEM(readFile(t, filepath.Join(in.dir, "tls", "ca.crt")))
 	tr := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}}
 	t.Cleanup(tr.CloseIdleConnections)
 	in.client = &http.Client{Transport: tr}
@@ -97,7 +101,15 @@ func startDaemon(t *testing.T, dir string, vars map[string]string, args ...strin
 	if m := regexp.MustCompile(`access key  (\S+)\n  secret key  (\S{40}) `).FindStringSubmatch(in.out.String()); m != nil {
 		in.creds = rootCredentials{m[1], m[2]}
 	}
-	return in
+}
+
+// find reads where the daemon listens.
+func (in *instance) find(t *testing.T) {
+	t.Helper()
+	addr := func(name string) string {
+		return strings.TrimSpace(string(readFile(t, filepath.Join(in.dir, "run", name+".addr"))))
+	}
+	in.admin, in.https, in.http = "http://"+addr("admin"), "https://"+addr("https"), "http://"+addr("http")
 }
 
 // end stops the daemon in order.
@@ -377,6 +389,99 @@ func testDrain(t *testing.T, in *instance) {
 		t.Errorf("upload during the shutdown: status %d", code)
 	}
 	in.end(t)
+}
+
+// awaitRebuild waits until a daemon whose index failed is ready again, and until then sees it say that it is not.
+func (in *instance) awaitRebuild(t *testing.T) {
+	t.Helper()
+	reasons := ""
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
+		code, reason := get(t, in.admin+"/readyz")
+		if code == 200 {
+			break
+		}
+		first := reasons == ""
+		reasons += reason
+		if _, metrics := get(t, in.admin+"/metrics"); first && !strings.Contains(metrics, "\ncoffer_index_healthy 0\n") {
+			t.Errorf("metrics do not say that the index failed:\n%s", metrics)
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("not ready again: %q", reasons)
+		}
+	}
+	if !strings.Contains(reasons, "index corrupt") {
+		t.Errorf("/readyz did not say why: %q", reasons)
+	}
+}
+
+// TestIndexRot flips a bit of the index under a running daemon: it says so, opens the array again by itself, and has everything.
+func TestIndexRot(t *testing.T) {
+	in := &instance{dir: t.TempDir(), exit: make(chan int, 1)}
+	f := serveFlags{data: in.dir, listen: "127.0.0.1:0", http: "127.0.0.1:0", admin: "127.0.0.1:0"}
+	load := func() (Config, error) { return f.load(noEnv) }
+	cfg, err := load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.EmbeddedDiskSize, cfg.Hardware.SkipBenchmark = 256<<20, true
+	var d *daemon
+	in.begin(t, nil, func(ctx context.Context, e env) int {
+		d = newDaemon(e, cfg, load)
+		if err := d.run(ctx); err != nil {
+			t.Errorf("daemon: %v", err)
+			return exitFailure
+		}
+		return exitOK
+	})
+	in.want(t, 200, "PUT", in.http+"/bucket", nil)
+	const n = 50
+	body := func(i int) []byte { return bytes.Repeat([]byte{byte(i)}, 1000) }
+	for i := range n {
+		in.want(t, 200, "PUT", fmt.Sprintf("%s/bucket/key%d", in.http, i), body(i))
+	}
+	if err := d.app.Load().store.Checkpoint(); err != nil {
+		t.Fatal(err)
+	}
+	tables, err := filepath.Glob(filepath.Join(in.dir, "index", "*.sst"))
+	if err != nil || len(tables) == 0 {
+		t.Fatalf("tables: %q, %v", tables, err)
+	}
+	for _, name := range tables {
+		p := readFile(t, name)
+		p[len(p)/3] ^= 1
+		if err := os.WriteFile(name, p, 0o600); err != nil { // in place: the daemon has it open
+			t.Fatal(err)
+		}
+	}
+	failed := 0
+	for i := range n {
+		url := fmt.Sprintf("%s/bucket/key%d", in.http, i)
+		code, answer := in.do(t, "GET", url, nil, 0)
+		if code == 503 && bytes.Contains(answer, []byte("<Code>ServiceUnavailable</Code>")) {
+			failed++
+			break
+		}
+		if code != 200 || !bytes.Equal(answer, body(i)) {
+			t.Fatalf("GET %s: %d %s", url, code, answer)
+		}
+	}
+	if failed == 0 {
+		t.Fatal("no read met the damage")
+	}
+	in.awaitRebuild(t)
+	in.find(t)
+	for i := range n {
+		if got := in.want(t, 200, "GET", fmt.Sprintf("%s/bucket/key%d", in.http, i), nil); !bytes.Equal(got, body(i)) {
+			t.Errorf("key%d differs after the rebuild", i)
+		}
+	}
+	if _, metrics := get(t, in.admin+"/metrics"); !strings.Contains(metrics, "\ncoffer_index_healthy 1\n") {
+		t.Errorf("metrics say that the index is broken:\n%s", metrics)
+	}
+	in.end(t)
+	if log := in.log.String(); !strings.Contains(log, "the array is opened again") {
+		t.Errorf("log:\n%s", log)
+	}
 }
 
 func TestGivenCredentialsServe(t *testing.T) {

@@ -7,7 +7,8 @@
 // is off, since the array's log is the truth.
 //
 // It does not promise to be there. Any fault of its files or its disk quarantines it: every later call fails, nothing more is written, and
-// the caller opens it again and replays, or wipes and rebuilds it from the array. Nor does it know what the records mean.
+// the caller opens it again and replays, or wipes and rebuilds it from the array. One that proved corrupt is marked as such on disk and
+// does not open again before it was wiped. Nor does it know what the records mean.
 //
 // The keys are in docs/index-format.md.
 package index
@@ -97,9 +98,16 @@ func Open(o Options) (*Index, error) {
 	x := &Index{live: make(map[uint64]int64), keys: newPresent(), quit: make(chan struct{})}
 	x.pool.New = func() any { return &Batch{x: x, live: make(map[uint64]int64)} }
 	x.fs = &guardFS{FS: sealfs.New(o.FS, o.Keys), q: &x.quarantine}
-	x.quarantine.init(o.Logger, x.fs.Freeze)
+	x.quarantine.init(o.Logger, x.fs.Freeze, func() error { return setMark(o.FS, o.Dir) })
 	x.fs.OnError = x.hangCaller
-	err := x.guard(func() (err error) {
+	marked, err := hasMark(o.FS, o.Dir)
+	if err != nil {
+		return nil, fmt.Errorf("open index: %w", err)
+	}
+	if marked {
+		return nil, fmt.Errorf("open index: %s is there: %w", markPath(o.Dir), ErrCorrupt)
+	}
+	err = x.guard(func() (err error) {
 		x.db, err = pebble.Open(o.Dir, x.pebbleOptions(o))
 		return err
 	})
@@ -185,19 +193,48 @@ func (x *Index) load(array [16]byte) error {
 	return it.Error()
 }
 
-// Wipe removes a closed index. A nil base is the operating system's file system.
+// markPath is the file beside a corrupt index. It lies outside of the directory, so that it can outlive what it condemns.
+func markPath(dir string) string { return dir + ".corrupt" }
+
+// setMark makes the mark, whose presence is all that it says.
+func setMark(base vfs.FS, dir string) error {
+	f, err := base.Create(markPath(dir), vfs.WriteCategoryUnspecified)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close(), syncParent(base, dir))
+}
+
+func hasMark(base vfs.FS, dir string) (bool, error) {
+	_, err := base.Stat(markPath(dir))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+func syncParent(base vfs.FS, path string) error {
+	parent, err := base.OpenDir(base.PathDir(path))
+	if err != nil {
+		return err
+	}
+	return errors.Join(parent.Sync(), parent.Close())
+}
+
+// Wipe removes a closed index, and the mark of a corrupt one after it is gone for good. A nil base is the operating system's file
+// system.
 func Wipe(base vfs.FS, dir string) error {
 	if base == nil {
 		base = vfs.Default
 	}
-	if err := base.RemoveAll(dir); err != nil {
+	if err := errors.Join(base.RemoveAll(dir), syncParent(base, dir)); err != nil {
 		return fmt.Errorf("wipe index: %w", err)
 	}
-	parent, err := base.OpenDir(base.PathDir(dir))
+	marked, err := hasMark(base, dir)
+	if err == nil && marked {
+		err = errors.Join(base.Remove(markPath(dir)), syncParent(base, dir))
+	}
 	if err != nil {
-		return fmt.Errorf("wipe index: %w", err)
-	}
-	if err := errors.Join(parent.Sync(), parent.Close()); err != nil {
 		return fmt.Errorf("wipe index: %w", err)
 	}
 	return nil
