@@ -221,7 +221,7 @@ func (s *Server) deleteObjects(c *call) error {
 		return err
 	}
 	var doc deleteXML
-	if err := decodeXML(body, &doc); err != nil {
+	if err := decodeDelete(body, &doc); err != nil {
 		return err
 	}
 	if len(doc.Objects) == 0 || len(doc.Objects) > maxDeleteKeys {
