@@ -153,7 +153,7 @@ func openMemory(t *testing.T, opt Options, m *disk.Memory, wrap func(*Store) dis
 	if wrap != nil {
 		state = wrap(s)
 	}
-	a, err := set.Open(t.Context(), disk.Options{Keys: opt.Keys, State: state, Crypto: opt.Crypto})
+	a, err := set.Open(t.Context(), disk.Options{Keys: opt.Keys, State: state, Crypto: opt.Crypto, ArenaBytes: 64 << 20})
 	if err != nil {
 		return nil, nil, errors.Join(err, s.Close())
 	}

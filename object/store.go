@@ -44,6 +44,8 @@ type Options struct {
 	// 0 means the default.
 	Copies int
 	Logger *slog.Logger // nil: discard
+
+	stripeHold time.Duration // tests: another than stripeHold
 }
 
 // Store is the buckets and objects of one array. It implements disk.State: New opens the index, opening the array with the Store
@@ -100,6 +102,9 @@ func New(opt Options) (*Store, error) {
 	}
 	if opt.Copies <= 0 {
 		opt.Copies = DefaultCopies
+	}
+	if opt.stripeHold <= 0 {
+		opt.stripeHold = stripeHold
 	}
 	alg, ok := seal.ByPrimitive(opt.Cipher)
 	if !ok {

@@ -381,6 +381,24 @@ func TestIdleBody(t *testing.T) {
 	if !bytes.Contains(answer, []byte("<Code>RequestTimeout</Code>")) {
 		t.Errorf("%s %v", answer, err)
 	}
+	// Nor is it when much came before.
+	c = e.raw()
+	io.WriteString(c, e.head("PUT", "/bkt/k", nil)+"Content-Length: 1000000\r\n\r\n")
+	go func() {
+		if _, err := c.Write(make([]byte, 900000)); err != nil {
+			return
+		}
+		for range 1000 {
+			if _, err := c.Write([]byte("x")); err != nil {
+				return
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+	}()
+	answer, err = io.ReadAll(c)
+	if !bytes.Contains(answer, []byte("<Code>RequestTimeout</Code>")) {
+		t.Errorf("%s %v", answer, err)
+	}
 	// A client that is merely idle between requests on one connection is not touched.
 	for range 3 {
 		e.ok("PUT", "/bkt/k", nil, "x")
