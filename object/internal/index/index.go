@@ -68,17 +68,18 @@ type Options struct {
 	FormatKey  [16]byte     // id of the array the index belongs to
 }
 
-// Index is an open index. Reads, Commit of one batch and Checkpoint may run concurrently; Close may not run beside any other call, and
-// iterators are closed before it.
+// Index is an open index. There is one batch at a time; beside it, reads and Checkpoint may run concurrently. Close may not run beside
+// any other call, and iterators are closed before it.
 type Index struct {
 	quarantine
 	db     *pebble.DB
 	fs     *guardFS
 	closed atomic.Bool
-	dirty  atomic.Int64  // bytes committed and not covered by a Checkpoint
-	pool   sync.Pool     // *Batch
-	keys   *present      // of objects
-	quit   chan struct{} // closed when the scan for keys is to end
+	dirty  atomic.Int64            // bytes committed and not covered by a Checkpoint
+	pool   sync.Pool               // *Batch
+	keys   atomic.Pointer[present] // of objects
+	fresh  *present                // to take the place of keys when it is ready; of the writer alone
+	quit   chan struct{}           // closed when a scan for keys is to end
 
 	commitMu sync.Mutex // held during Commit; before mu
 
@@ -95,7 +96,8 @@ func Open(o Options) (*Index, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	x := &Index{live: make(map[uint64]int64), keys: newPresent(), quit: make(chan struct{})}
+	x := &Index{live: make(map[uint64]int64), quit: make(chan struct{})}
+	x.keys.Store(newPresent())
 	x.pool.New = func() any { return &Batch{x: x, live: make(map[uint64]int64)} }
 	x.fs = &guardFS{FS: sealfs.New(o.FS, o.Keys), q: &x.quarantine}
 	x.quarantine.init(o.Logger, x.fs.Freeze, func() error { return setMark(o.FS, o.Dir) })
@@ -171,14 +173,10 @@ func (x *Index) load(array [16]byte) error {
 		if it.Seek(nil) {
 			return fmt.Errorf("read format record: missing: %w", ErrCorrupt)
 		}
-		x.keys.ready.Store(true)
+		x.keys.Load().ready.Store(true)
 		return errors.Join(it.Error(), x.guard(func() error { return x.db.Set(formatKey, want, pebble.NoSync) }))
 	}
-	x.calls.Go(func() {
-		if err := x.keys.scan(x.db, x.quit); err != nil {
-			x.readFailed(err)
-		}
-	})
+	x.scanKeys(x.keys.Load())
 	for ok := it.Seek([]byte{kindLive}); ok && it.Key()[0] == kindLive; ok = it.Next() {
 		band, err := parseLiveKey(it.Key())
 		if err != nil {
@@ -320,7 +318,7 @@ func (x *Index) Live(f func(band uint64, bytes int64)) {
 }
 
 // KeyMemory is how many bytes the filter of known object keys takes.
-func (x *Index) KeyMemory() int64 { return x.keys.bytes() }
+func (x *Index) KeyMemory() int64 { return x.keys.Load().bytes() }
 
 // Close makes a checkpoint and closes the index. A quarantined index is abandoned: its files are left as they are, and if Pebble
 // cannot be closed any more, its memory stays in use until the process ends.
