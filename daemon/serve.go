@@ -198,9 +198,7 @@ func (d *daemon) runOn(ctx context.Context, app *appliance, metrics *s3Metrics, 
 	if err != nil {
 		return err
 	}
-	front := s3.New(s3.Options{Store: app.store, Lookup: lookup(creds), Region: d.cfg.Region,
-		Domains: d.cfg.Domains, Logger: d.log, Observe: d.observe(metrics), IdleTimeout: d.cfg.Limits.Stall})
-	endpoints, err := d.listenS3(metrics.count(front), certs.config())
+	endpoints, err := d.listenS3(metrics.count(d.front(app, creds, metrics)), certs.config())
 	if err != nil {
 		return err
 	}
@@ -211,6 +209,17 @@ func (d *daemon) runOn(ctx context.Context, app *appliance, metrics *s3Metrics, 
 		d.log.Warn("systemd not told", "cause", err)
 	}
 	return d.serve(ctx, app, endpoints, certs)
+}
+
+// front speaks S3 for the open array.
+func (d *daemon) front(app *appliance, creds rootCredentials, m *s3Metrics) *s3.Server {
+	opt := s3.Options{Store: app.store, Lookup: lookup(creds), Region: d.cfg.Region, Domains: d.cfg.Domains, Logger: d.log,
+		Observe: d.observe(m), SHA256: meteredSHA256(app.crypto), IdleTimeout: d.cfg.Limits.Stall,
+		WrongCustomerKeyStatus: d.cfg.S3.WrongCustomerKeyStatus}
+	if d.cfg.S3.FreshBucketEncryption == freshNotFound {
+		opt.FreshBucketEncryption = s3.FreshNotFound
+	}
+	return s3.New(opt)
 }
 
 // startAdmin serves the admin listener from the first moment on, so that a long recovery can be watched.
