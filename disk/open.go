@@ -21,13 +21,22 @@ type Set struct {
 	absent []string      // paths that could not be opened, with the reason
 }
 
+// releaseWait bounds how long Discover waits, for all disks together, until the kernel has taken them from a process that was killed.
+const releaseWait = 5 * time.Second
+
 // Discover opens the devices exclusively and reads their superblocks. Paths that do not open and devices without a superblock
-// are no error: the rest may be enough. Close the set, or hand it to Open.
+// are no error: the rest may be enough. A device that another opener keeps for more than a few seconds is one. Close the set, or
+// hand it to Open.
 func Discover(paths []string, readOnly bool) (*Set, error) {
+	return discoverFiles(paths, readOnly, releaseWait)
+}
+
+func discoverFiles(paths []string, readOnly bool, wait time.Duration) (*Set, error) {
+	deadline := time.Now().Add(wait)
 	var devs []blockdev.Device
 	var absent []string
 	for _, p := range paths {
-		d, err := blockdev.OpenFile(p, blockdev.OpenOptions{ReadOnly: readOnly})
+		d, err := blockdev.OpenFile(p, blockdev.OpenOptions{ReadOnly: readOnly, Wait: time.Until(deadline)})
 		if errors.Is(err, blockdev.ErrInUse) {
 			for _, d := range devs {
 				d.Close()
