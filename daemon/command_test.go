@@ -115,7 +115,7 @@ func TestArrayCommands(t *testing.T) {
 		out, err string
 	}{
 		"by passphrase":   {"array status --data d --config conf.yaml", exitOK, "healthy", ""},
-		"no secret":       {"array status --data d", exitFailure, "", "nothing to unlock the array with"},
+		"no secret":       {"array status --data d --json", exitFailure, `"state": "unopened"`, "nothing to unlock the array with"},
 		"wrong recovery":  {"array status --data d --recovery-key-file pass", exitFailure, "", "invalid recovery key"},
 		"check":           {"array check --data d --recovery-key-file recovery --repair --json", exitOK, `"bad": 0`, ""},
 		"rebuild":         {"array rebuild-index --data d --recovery-key-file recovery", exitOK, "index rebuilt", ""},

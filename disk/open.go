@@ -91,18 +91,8 @@ func readNew(devs []blockdev.Device, timeout time.Duration) (raws []rawSuper, er
 
 func discover(devs []blockdev.Device, absent []string, timeout time.Duration) (*Set, error) {
 	s := &Set{devs: devs, absent: absent}
-	var err error
-	if s.raw, s.faults, err = readNew(devs, timeout); err != nil {
-		for _, d := range devs {
-			err = errors.Join(err, d.Close())
-		}
-		return nil, err
-	}
-	s.found = make([]*superblock, len(devs))
-	for i := range devs {
-		if s.faults[i] == nil {
-			s.found[i], _, s.faults[i] = chooseCopy(s.raw[i], nil)
-		}
+	if err := s.read(timeout); err != nil {
+		return nil, errors.Join(err, s.Close())
 	}
 	if s.newest() == nil {
 		err := fmt.Errorf("%w: none of %d devices has a superblock: %w", ErrMembership, len(devs)+len(absent), errors.Join(s.faults...))
@@ -112,6 +102,20 @@ func discover(devs []blockdev.Device, absent []string, timeout time.Duration) (*
 		return nil, errors.Join(err, s.Close())
 	}
 	return s, nil
+}
+
+// read fills raw, found and faults.
+func (s *Set) read(timeout time.Duration) (err error) {
+	if s.raw, s.faults, err = readNew(s.devs, timeout); err != nil {
+		return err
+	}
+	s.found = make([]*superblock, len(s.devs))
+	for i := range s.devs {
+		if s.faults[i] == nil {
+			s.found[i], _, s.faults[i] = chooseCopy(s.raw[i], nil)
+		}
+	}
+	return nil
 }
 
 // newest is the superblock with the highest epoch, by checksum alone, of the array that most of the devices name.
