@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"net"
 	"os"
 	"path/filepath"
@@ -23,6 +24,10 @@ func TestCommandLine(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := os.WriteFile("short.img", make([]byte, 1<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.WriteFile("disk.img", nil, 0o600), os.Truncate("disk.img", 64<<20), os.Symlink("disk.img", "link.img"),
+		os.Link("disk.img", "hard.img"), os.Symlink(".", "here")); err != nil {
 		t.Fatal(err)
 	}
 	for _, tt := range []struct {
@@ -61,6 +66,11 @@ func TestCommandLine(t *testing.T) {
 		{"array create --data d --disk a --disk b --disk c --disk-size 64MiB --data-shards 4 --dry-run", exitUsage, ``, `geometry 4\+0: 3 disks`},
 		{"array create --data d --disk a --disk b --disk-size 64MiB --extent-size 2MiB --dry-run --json", exitOK, `"extent_size": 2097152`, ``},
 		{"array create --data d --disk a --disk b --disk-size 64MiB", exitFailure, `new file`, `nothing was written`},
+		{"array create --data d --disk a --disk ./a --disk-size 64MiB --dry-run", exitUsage, ``, `a and ./a are the same disk`},
+		{"array create --data d --disk a --disk here/a --disk-size 64MiB --dry-run", exitUsage, ``, `are the same disk`},
+		{"array create --data d --disk disk.img --disk link.img --dry-run", exitUsage, ``, `disk.img and link.img are the same disk`},
+		{"array create --data d --disk disk.img --disk hard.img --dry-run", exitUsage, ``, `are the same disk`},
+		{"array create --data d --disk disk.img --disk a --disk-size 64MiB --dry-run", exitOK, `2 disks`, ``},
 		{"man", exitUsage, ``, `accepts 1 arg`},
 	} {
 		code, out, err := coffer(t, strings.Fields(tt.args)...)
