@@ -321,7 +321,8 @@ func newStatusCommand(e env) *cobra.Command {
 		Use:   "status",
 		Short: "Show the state of the array and its disks",
 		Long: `Status asks the running daemon, or else opens the array for reading, and shows its members. Of an array that
-cannot be opened --json says why, and what was found in the place of each disk.
+cannot be opened --json says why, and what was found in the place of each disk. With admin: none the daemon
+cannot be asked.
 
 Exit code 0 if every disk is healthy, 3 if the array is degraded, has lost data or cannot be opened.`,
 		Example: "  coffer array status --data /var/lib/coffer\n  coffer array status --json | jq -r '.disks[] | select(.state != \"healthy\") | .path'",
@@ -355,7 +356,7 @@ func newCheckCommand(e env) *cobra.Command {
 		Use:   "check",
 		Short: "Read and verify everything in the array",
 		Long: `Check reads every cell of every stripe, parity included, and verifies it. It works beside a running daemon
-or, when none runs, on the disks themselves. With --repair bad cells are rewritten from the good ones.
+or, when none runs, on the disks themselves. With admin: none the daemon cannot be asked. With --repair bad cells are rewritten from the good ones.
 
 Exit code 0 if everything that was written is there, 3 if something is bad, missing or lost.`,
 		Example: "  coffer array check --data /var/lib/coffer\n  coffer array check --repair --json",

@@ -41,6 +41,12 @@ func TestCommandLine(t *testing.T) {
 		{"array", exitOK, `rebuild-index`, ``},
 		{"array create --help", exitOK, `7\+2`, ``},
 		{"version", exitOK, `^coffer devel go1\.`, ``},
+		{"version --json", exitOK, `"version": "devel",\n  "go": "go1\.`, ``},
+		{"--version", exitOK, `^coffer devel go1\..*/\S+\n$`, ``},
+		{"version --help", exitOK, `Examples:`, ``},
+		{"completion --help", exitOK, `Examples:\n  source <\(coffer`, ``},
+		{"array status --help", exitOK, `With admin: none`, ``},
+		{"array check --help", exitOK, `With admin: none`, ``},
 		{"completion bash", exitOK, `__start_coffer`, ``},
 		{"frobnicate", exitUsage, ``, `unknown command "frobnicate".*\nRun 'coffer --help'`},
 		{"array frobnicate", exitUsage, ``, `unknown command "frobnicate"`},
@@ -230,10 +236,10 @@ func TestHelpAndManual(t *testing.T) {
 	}
 	var walk func(c *cobra.Command)
 	walk = func(c *cobra.Command) {
-		if c.Hidden || c.Name() == "help" || c.Name() == "completion" {
+		if c.Hidden || c.Name() == "help" {
 			return
 		}
-		if c.Short == "" || len(c.Long) < len(c.Short) || c.Runnable() && c.Example == "" && !c.HasSubCommands() && c.Name() != "version" {
+		if c.Short == "" || len(c.Long) < len(c.Short) || c.Runnable() && c.Example == "" && !c.HasSubCommands() {
 			t.Errorf("%s: help is thin", c.CommandPath())
 		}
 		page := strings.ReplaceAll(c.CommandPath(), " ", "-") + ".8"
