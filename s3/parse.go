@@ -127,13 +127,13 @@ func (rt *router) parse(r *http.Request) (request, error) {
 		return q, rt.noRoute(q.level, r.Method, sub)
 	}
 	q.op = op
-	return q, q.checkParameters(r.Method)
+	return q, nil
 }
 
-// checkParameters refuses parameters of other calls, see writeParameters. Reads ignore them, and what is not implemented is refused
-// anyway.
+// checkParameters refuses parameters of other calls, see writeParameters. Reads ignore them. It is asked after the caller has
+// been authenticated, so that a link for a read which is used for a write is refused for its signature.
 func (q *request) checkParameters(method string) error {
-	if method == http.MethodGet || method == http.MethodHead || q.op.handle == nil {
+	if method == http.MethodGet || method == http.MethodHead {
 		return nil
 	}
 	for name, values := range q.query {

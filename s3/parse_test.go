@@ -128,6 +128,9 @@ func TestParse(t *testing.T) {
 		{"GET", "[::1]:9000", "/bucket/key", nil, "GetObject bucket|key"},
 	} {
 		q, err := parseTarget(t, newTestRouter(), tc.method, tc.host, tc.target, tc.header)
+		if err == nil && q.op.handle != nil {
+			err = q.checkParameters(tc.method)
+		}
 		got := ""
 		if err != nil {
 			got = err.(*apiError).code

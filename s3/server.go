@@ -249,6 +249,9 @@ func (s *Server) run(c *call) (err error) {
 	if c.op.handle == nil {
 		return errNotImplemented.say("The operation %s is not implemented.", c.op.name)
 	}
+	if err := c.checkParameters(c.r.Method); err != nil {
+		return err
+	}
 	if err := s.openBody(c); err != nil {
 		return err
 	}

@@ -27,6 +27,7 @@ func TestLostUploadID(t *testing.T) {
 	e.ok("PUT", "/bkt/k", nil, "whole")
 	e.refused("PUT", "/bkt/k?partNumber=1", nil, "part", "400 InvalidArgument")
 	e.refused("DELETE", "/bkt/k?partNumber=1", nil, "", "400 InvalidArgument")
+	e.send(e.unsigned("DELETE", "/bkt/k?partNumber=1", nil, nil)).mustBe("403 AccessDenied") // who asks comes first
 	if a := e.ok("GET", "/bkt/k", nil, ""); a.body != "whole" {
 		t.Errorf("%q", a.body)
 	}
