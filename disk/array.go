@@ -45,6 +45,9 @@ type Array struct {
 	cancel context.CancelFunc
 	tasks  sync.WaitGroup
 	repair chan repairTask
+	room   room
+	tight  atomic.Bool // new data should wait for compaction
+	full   atomic.Bool // only the reserve is left
 
 	opening bool // recovery runs, and nothing else
 
@@ -66,6 +69,7 @@ type Array struct {
 // counters are kept for Status.
 type counters struct {
 	commits, records, applied atomic.Uint64
+	freed                     atomic.Uint64 // bands
 	repairs, reconstructions  atomic.Uint64
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -21,10 +22,14 @@ type band struct {
 	epoch   uint64
 	parity  int
 	nonce   [16]byte
-	first   uint64 // number of its first packed stripe, as foreseen when it was opened; informational
-	opened  int64  // unix ms
+	opened  int64 // unix ms
 	members []bandMember
-	end     uint32 // blocks in use, from recovery or from writing; guarded by the stream that appends
+	end     uint32        // blocks in use, from recovery or from writing; guarded by the stream that appends
+	first   atomic.Uint64 // number of its first packed stripe; 0: none yet, or it cannot be read
+	fresh   bool          // opened by this process
+	open    atomic.Bool   // more will be written to it
+	pins    atomic.Int32  // raised under Array.mu only, so that a dying band gets none
+	dying   bool          // being freed; guarded by Array.mu
 }
 
 // bandMember is the extent that a band has on one disk.
@@ -90,7 +95,7 @@ func (d *disk) markUsed(e uint32) {
 }
 
 // reserveBands is how many bands only essential records may open.
-const reserveBands = 2
+const reserveBands = 4
 
 // bandsLeft is how many bands of the widest possible width the free extents still make; a.mu is held.
 func (a *Array) bandsLeft() int {
@@ -150,13 +155,15 @@ func (a *Array) allocateBand(k kind, essential bool) (*band, error) {
 	a.bandSeq++
 	b := &band{
 		num: a.super.epoch().num<<32 | a.bandSeq, kind: k, epoch: a.super.epoch().num,
-		parity: min(a.geo.Parity, width-1), end: 1, opened: a.now().UnixMilli(),
+		parity: min(a.geo.Parity, width-1), end: 1, opened: a.now().UnixMilli(), fresh: true,
 	}
+	b.open.Store(true)
 	a.random(b.nonce[:])
 	for _, d := range live[:width] {
 		e, _ := d.takeExtent()
 		b.members = append(b.members, bandMember{slot: d.slot, extent: e})
 	}
+	a.noteSpace()
 	return b, nil
 }
 
@@ -218,31 +225,34 @@ func (a *Array) prepareExtents(b *band) error {
 const preparePiece = 8 << 20
 
 // prepareExtent has a device make the blocks of an extent real, in pieces that each have a write's deadline: the calls behind it
-// block for as long as the disk does. One that misses it is left alone with the piece; it holds no memory of ours.
+// block for as long as the disk does.
 func (a *Array) prepareExtent(dev blockdev.Device, extent uint32) error {
 	start := a.geo.extentOffset(extent)
 	for off := start; off < start+a.geo.ExtentSize; off += preparePiece {
 		n := min(preparePiece, start+a.geo.ExtentSize-off)
-		if a.opt.manual != nil {
-			if err := dev.Prepare(off, n); err != nil {
-				return err
-			}
-			continue
-		}
-		done := make(chan error, 1)
-		go func() { done <- dev.Prepare(off, n) }()
-		deadline := time.NewTimer(a.writeTimeout)
-		select {
-		case err := <-done:
-			deadline.Stop()
-			if err != nil {
-				return err
-			}
-		case <-deadline.C:
-			return fmt.Errorf("prepare %s: %d bytes at %d after %v: %w", dev.Path(), n, off, a.writeTimeout, blockdev.ErrTimeout)
+		if err := a.bounded(func() error { return dev.Prepare(off, n) }); err != nil {
+			return fmt.Errorf("prepare %s: %w", dev.Path(), err)
 		}
 	}
 	return nil
+}
+
+// bounded waits for a call into a disk no longer than a write may take. One that misses the deadline is left alone; it must hold no
+// memory that is used again.
+func (a *Array) bounded(f func() error) error {
+	if a.opt.manual != nil {
+		return f()
+	}
+	done := make(chan error, 1)
+	go func() { done <- f() }()
+	deadline := time.NewTimer(a.writeTimeout)
+	defer deadline.Stop()
+	select {
+	case err := <-done:
+		return err
+	case <-deadline.C:
+		return fmt.Errorf("after %v: %w", a.writeTimeout, blockdev.ErrTimeout)
+	}
 }
 
 // dropBand gives the extents of a band that never came to be back.
@@ -256,6 +266,7 @@ func (a *Array) dropBand(b *band) {
 			d.free++
 		}
 	}
+	a.noteSpace()
 }
 
 // fenceError says that disks failed a write and must leave the array before it goes on.

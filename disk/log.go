@@ -99,6 +99,9 @@ func (p *packedLog) enqueue(r *request) error {
 	if p.closing {
 		return ErrClosed
 	}
+	if p.reserved && !p.a.full.Load() {
+		p.reserved = false // room was made
+	}
 	if p.reserved && p.band != nil && !r.rec.Essential {
 		return fmt.Errorf("append: %w", ErrFull)
 	}
@@ -165,8 +168,12 @@ func (p *packedLog) cut() *packedStripe {
 			r.seq = s.num<<seqBits | uint64(i)
 		}
 	}
+	if b.end == 1 {
+		b.first.Store(s.num)
+	}
 	p.next++
 	b.end += uint32(lay.blocks)
+	b.pins.Add(1) // until its records are applied: before that nobody knows that they are live
 	p.inflight = append(p.inflight, s)
 	a.openAhead(b)
 	p.wake.Broadcast() // room in the queue; another writer may cut the next
@@ -191,7 +198,8 @@ func (p *packedLog) openBand() {
 	p.opening = false
 	switch fence := (*fenceError)(nil); {
 	case err == nil:
-		p.band, p.reserved = b, reserved
+		p.replaceBand(b)
+		p.reserved = reserved
 	case errors.As(err, &fence):
 		p.failed, p.paused = append(p.failed, fence.slots...), true
 	case errors.Is(err, ErrFull):
@@ -204,6 +212,14 @@ func (p *packedLog) openBand() {
 	}
 	p.settle()
 	p.wake.Broadcast()
+}
+
+// replaceBand goes on in another band; mu is held.
+func (p *packedLog) replaceBand(b *band) {
+	if p.band != nil {
+		p.band.open.Store(false)
+	}
+	p.band, p.reserved = b, false
 }
 
 // refuse answers what waits with err and keeps only essential records; mu is held.
@@ -277,6 +293,7 @@ func (p *packedLog) advance() {
 			err = fmt.Errorf("apply stripe %d: %w", s.num, err)
 			p.stop(err)
 		}
+		s.band.unpin()
 		p.answer(s.reqs, err)
 		p.mu.Lock()
 		p.wake.Broadcast()
@@ -295,9 +312,12 @@ func (p *packedLog) settle() {
 			}
 			again = append(again, s.reqs...)
 		}
+		for _, s := range p.inflight {
+			s.band.unpin()
+		}
 		p.inflight = nil
 		p.queue = append(again, p.queue...)
-		p.band, p.reserved = nil, false
+		p.replaceBand(nil)
 		p.next = p.acked.Load() + 1
 		failed := p.failed
 		p.failed = nil

@@ -346,6 +346,7 @@ func newArray(opt Options, devs []blockdev.Device, head *superblock, disks []*di
 		opt: opt, logger: opt.Logger, geo: head.geo, group: group, disks: disks, super: *head,
 		codec: newCodec(head.array, opt.Keys.CellKey(), opt.Crypto, opt.faults),
 		bands: map[uint64]*band{}, ahead: map[kind]*aheadBand{}, repair: make(chan repairTask, 64),
+		room:   room{pressure: make(chan struct{}, 1)},
 		slotOf: make([]int, len(devs)), writeTimeout: writeTimeout,
 		bulk: bulkStream{lock: make(chan struct{}, 1)},
 	}
@@ -405,6 +406,9 @@ func (a *Array) takeUp(ctx context.Context) (uint64, error) {
 	if err := a.scanBands(ctx); err != nil {
 		return 0, err
 	}
+	a.mu.Lock()
+	a.noteSpace()
+	a.mu.Unlock()
 	cut, err := a.recover(ctx)
 	if err != nil {
 		return 0, err

@@ -35,13 +35,17 @@ type readCell struct {
 
 var views = sync.Pool{New: func() any { return new(View) }}
 
-func (a *Array) band(num uint64) (*band, error) {
-	a.mu.RLock()
-	defer a.mu.RUnlock()
-	if b := a.bands[num]; b != nil {
-		return b, nil
+// bulkBand pins the band of a stripe, if the stripe can lie in it.
+func (a *Array) bulkBand(s Stripe) (*band, error) {
+	b, err := a.pinBand(s.Band)
+	if err != nil {
+		return nil, err
 	}
-	return nil, fmt.Errorf("band %x: not in the array: %w", num, ErrCorrupt)
+	if b.kind != kindBulk || int(s.Data)+b.parity > len(b.members) || s.Off < 1 || int64(s.Off)*BlockSize+int64(s.cellBytes()) > a.geo.ExtentSize {
+		b.unpin()
+		return nil, fmt.Errorf("read stripe %x/%d: outside its band: %w", s.Band, s.Off, ErrCorrupt)
+	}
+	return b, nil
 }
 
 // readable returns the disk that holds a member of the band, or nil when it cannot be read.
@@ -71,12 +75,9 @@ func (a *Array) ReadStripe(ctx context.Context, s Stripe, first, n int) (*View, 
 	if s.Data < 1 || first < 0 || n < 1 || first+n > int(s.Segments) {
 		return nil, fmt.Errorf("read segments %d+%d of %d: %w", first, n, s.Segments, ErrCorrupt)
 	}
-	b, err := a.band(s.Band)
+	b, err := a.bulkBand(s)
 	if err != nil {
 		return nil, err
-	}
-	if int(s.Data)+b.parity > len(b.members) || s.Off < 1 || int64(s.Off)*BlockSize+int64(s.cellBytes()) > a.geo.ExtentSize {
-		return nil, fmt.Errorf("read stripe %x/%d: outside its band: %w", s.Band, s.Off, ErrCorrupt)
 	}
 	v := views.Get().(*View)
 	*v = View{a: a, band: b, stripe: s, first: first, n: n, ops: v.ops[:0]}
@@ -278,12 +279,13 @@ func (a *Array) rebuildRange(ctx context.Context, b *band, off uint32, data, at,
 
 // ReadPacked reads packed bytes: one read of one disk when all is well.
 func (a *Array) ReadPacked(ctx context.Context, l Loc) (*View, error) {
-	b, err := a.band(l.Band)
+	b, err := a.pinBand(l.Band)
 	if err != nil {
 		return nil, err
 	}
 	end := int64(l.Start) + int64(l.Len)
 	if l.Len == 0 || l.Off < 1 || int64(l.Off)*BlockSize+end > a.geo.ExtentSize || int(l.Role) >= len(b.members)-b.parity {
+		b.unpin()
 		return nil, fmt.Errorf("read %x/%d: outside its band: %w", l.Band, l.Off, ErrCorrupt)
 	}
 	from := int(l.Start) &^ (BlockSize - 1)
@@ -397,6 +399,7 @@ func (v *View) Release() {
 	if v.buf.Bytes() != nil {
 		release(&v.buf, v.ops)
 	}
+	v.band.unpin()
 	ops := v.ops[:0]
 	*v = View{ops: ops}
 	views.Put(v)

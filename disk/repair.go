@@ -41,8 +41,14 @@ func (a *Array) readWhole(ctx context.Context, b *band, like header) (*wholeStri
 }
 
 // readWholeBy is readWhole with reads by run.
-func (a *Array) readWholeBy(ctx context.Context, run runner, b *band, like header) (*wholeStripe, error) {
+func (a *Array) readWholeBy(ctx context.Context, run runner, b *band, like header) (_ *wholeStripe, err error) {
 	w := &wholeStripe{a: a, band: b, head: like}
+	read := false
+	defer func() {
+		if !read {
+			w.release()
+		}
+	}()
 	n, size := w.width(), int(like.blocks)*BlockSize
 	buf, err := a.rebuild.Get(ctx, n*size)
 	if err != nil {
@@ -58,11 +64,9 @@ func (a *Array) readWholeBy(ctx context.Context, run runner, b *band, like heade
 		}
 	}
 	if len(w.ops) == 0 {
-		w.release()
 		return nil, fmt.Errorf("stripe %x/%d: no disk left: %w", b.num, like.off, ErrCorrupt)
 	}
 	if err := run.run(w.ops); err != nil {
-		w.release()
 		return nil, err
 	}
 	w.unread = n - len(roles)
@@ -84,6 +88,7 @@ func (a *Array) readWholeBy(ctx context.Context, run runner, b *band, like heade
 			w.good[r], w.bad[r] = true, false
 		}
 	}
+	read = true
 	return w, nil
 }
 
@@ -200,6 +205,10 @@ func (a *Array) runRepairs() {
 
 // repairStripe verifies a stripe and rewrites its bad cells.
 func (a *Array) repairStripe(ctx context.Context, b *band, off uint32) error {
+	if _, err := a.pinBand(b.num); err != nil {
+		return nil // freed meanwhile
+	}
+	defer b.unpin()
 	h, err := a.anyHeader(ctx, b, off)
 	if err != nil {
 		return err
