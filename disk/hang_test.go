@@ -222,7 +222,7 @@ func reserveUnwritten(t *testing.T, a *Array, n int, blocks uint32) {
 // resynchronised, at the head of a band and within.
 func TestBulkHoles(t *testing.T) {
 	for _, head := range []int{0, 1} {
-		s := &simArray{t: t, world: newSimArray(t, 1, 1, 0, 8).world, state: &testState{}}
+		s := &simArray{t: t, world: newSimArray(t, 1, 1, 0, 12).world, state: &testState{}}
 		for range 6 {
 			s.disks = append(s.disks, blockdev.NewSimDisk(s.world, superArea+12*(64<<20), blockdev.SimOptions{}))
 		}
