@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync/atomic"
 
 	"coffer/disk"
 	"coffer/hw"
@@ -114,7 +115,8 @@ type appliance struct {
 	array  *disk.Array
 	store  *object.Store // nil: opened for reading
 	slot   string        // kind of the key slot that opened it
-	paths  []string      // where the disks were looked for
+	dir    dataDir
+	paths  atomic.Pointer[[]string] // where the disks are looked for
 }
 
 // openMode says what an appliance is opened for.
@@ -138,7 +140,8 @@ func openAppliance(ctx context.Context, cfg *Config, getenv func(string) string,
 	if err != nil {
 		return nil, fmt.Errorf("open array: %w", err)
 	}
-	app := &appliance{crypto: crypto, paths: paths}
+	app := &appliance{crypto: crypto, dir: dir}
+	app.paths.Store(&paths)
 	keys, results, err := kms.Unlock(ctx, set.ArrayID(), set.KeyArea(), slots)
 	for _, r := range results {
 		if r.OK {

@@ -30,6 +30,7 @@ type band struct {
 	open    atomic.Bool   // more will be written to it
 	pins    atomic.Int32  // raised under Array.mu only, so that a dying band gets none
 	dying   bool          // being freed; guarded by Array.mu
+	hollow  atomic.Uint32 // by position: the member's disk is being rebuilt and lacks the cells
 }
 
 // bandMember is the extent that a band has on one disk.
@@ -63,15 +64,20 @@ type disk struct {
 	extents uint32
 	used    []bool // by extent
 	free    int
-	next    uint32 // where the search for a free extent begins
+	next    uint32      // where the search for a free extent begins
+	hollow  bool        // being rebuilt: the member table says so
+	rebuild *rebuilding // guarded by Array.mu
 }
 
 // usable reports whether the disk takes part in new writes.
-func (d *disk) usable() bool { return d.state == DiskHealthy }
+func (d *disk) usable() bool { return d.state == DiskHealthy || d.state == DiskRebuilding }
+
+// whole reports whether the disk holds all that is its own.
+func (d *disk) whole() bool { return d.state == DiskHealthy }
 
 // present reports whether cells are read from the disk. A stale one's are as good as any: each proves itself, and the cuts say
 // which stripes are void.
-func (d *disk) present() bool { return d.state == DiskHealthy || d.state == DiskStale }
+func (d *disk) present() bool { return d.usable() || d.state == DiskStale }
 
 // takeExtent reserves the next free extent.
 func (d *disk) takeExtent() (uint32, bool) {
@@ -100,7 +106,7 @@ const reserveBands = 4
 // bandsLeft is how many bands of the widest possible width the free extents still make; a.mu is held.
 func (a *Array) bandsLeft() int {
 	var free []int
-	for _, d := range a.disks {
+	for _, d := range a.slots() {
 		if d.usable() {
 			free = append(free, d.free)
 		}
@@ -142,7 +148,7 @@ func (a *Array) allocateBand(k kind, essential bool) (*band, error) {
 		return nil, fmt.Errorf("open band: %w", ErrFull)
 	}
 	var live []*disk
-	for _, d := range a.disks {
+	for _, d := range a.slots() {
 		if d.usable() && d.free > 0 {
 			live = append(live, d)
 		}
@@ -178,7 +184,7 @@ func (a *Array) prepareBand(ctx context.Context, b *band) error {
 	}
 	ops := make([]blockdev.Op, len(b.members))
 	for i, m := range b.members {
-		d := a.disks[m.slot]
+		d := a.slots()[m.slot]
 		block := buf.Bytes()[i*BlockSize:][:BlockSize]
 		a.codec.putBand(block, b, i, d.id)
 		ops[i] = blockdev.Op{Dev: d.gi, Write: true, Durable: true, Off: a.geo.extentOffset(m.extent), Buf: block}
@@ -188,7 +194,7 @@ func (a *Array) prepareBand(ctx context.Context, b *band) error {
 		return err
 	}
 	if len(failed) > 0 {
-		return &fenceError{slots: failed, err: firstError(ops)}
+		return &fenceError{disks: failed, err: firstError(ops)}
 	}
 	return nil
 }
@@ -198,7 +204,7 @@ func (a *Array) prepareExtents(b *band) error {
 	errs := make([]error, len(b.members))
 	var wg sync.WaitGroup
 	for i, m := range b.members {
-		prepare := func() { errs[i] = a.prepareExtent(a.disks[m.slot].dev, m.extent) }
+		prepare := func() { errs[i] = a.prepareExtent(a.slots()[m.slot].dev, m.extent) }
 		if a.opt.manual != nil {
 			prepare()
 		} else {
@@ -206,17 +212,17 @@ func (a *Array) prepareExtents(b *band) error {
 		}
 	}
 	wg.Wait()
-	var failed []int
+	var failed []*disk
 	for i, err := range errs {
 		if errors.Is(err, unix.ENOSPC) {
-			return fmt.Errorf("prepare extent on %s: %w: %w", a.disks[b.members[i].slot].path, ErrFull, err)
+			return fmt.Errorf("prepare extent on %s: %w: %w", a.slots()[b.members[i].slot].path, ErrFull, err)
 		}
 		if err != nil {
-			failed = append(failed, b.members[i].slot)
+			failed = append(failed, a.slots()[b.members[i].slot])
 		}
 	}
 	if len(failed) > 0 {
-		return &fenceError{slots: failed, err: errors.Join(errs...)}
+		return &fenceError{disks: failed, err: errors.Join(errs...)}
 	}
 	return nil
 }
@@ -261,7 +267,7 @@ func (a *Array) dropBand(b *band) {
 	defer a.mu.Unlock()
 	delete(a.bands, b.num)
 	for _, m := range b.members {
-		if d := a.disks[m.slot]; int(m.extent) < len(d.used) && d.used[m.extent] {
+		if d := a.slots()[m.slot]; int(m.extent) < len(d.used) && d.used[m.extent] {
 			d.used[m.extent] = false
 			d.free++
 		}
@@ -271,11 +277,11 @@ func (a *Array) dropBand(b *band) {
 
 // fenceError says that disks failed a write and must leave the array before it goes on.
 type fenceError struct {
-	slots []int
+	disks []*disk
 	err   error
 }
 
-func (e *fenceError) Error() string { return fmt.Sprintf("write disks %v: %v", e.slots, e.err) }
+func (e *fenceError) Error() string { return fmt.Sprintf("write %d disks: %v", len(e.disks), e.err) }
 func (e *fenceError) Unwrap() error { return e.err }
 
 func firstError(ops []blockdev.Op) error {
@@ -287,20 +293,20 @@ func firstError(ops []blockdev.Op) error {
 	return nil
 }
 
-// runWrites runs a batch of writes and returns the slots of the disks that failed. The buffer is released, or abandoned when
+// runWrites runs a batch of writes and returns the disks that failed. The buffer is released, or abandoned when
 // the kernel still holds it.
-func (a *Array) runWrites(ops []blockdev.Op, buf *blockdev.Buf) ([]int, error) {
+func (a *Array) runWrites(ops []blockdev.Op, buf *blockdev.Buf) ([]*disk, error) {
 	defer release(buf, ops)
 	err := a.group.Run(ops)
-	return a.failedSlots(ops), err
+	return a.failedDisks(ops), err
 }
 
-// failedSlots names the disks whose operations failed.
-func (a *Array) failedSlots(ops []blockdev.Op) []int {
-	var failed []int
+// failedDisks lists the disks whose operations failed.
+func (a *Array) failedDisks(ops []blockdev.Op) []*disk {
+	var failed []*disk
 	for i := range ops {
-		if ops[i].Err != nil && !slices.Contains(failed, a.slotOf[ops[i].Dev]) {
-			failed = append(failed, a.slotOf[ops[i].Dev])
+		if d := a.diskOf[ops[i].Dev].Load(); ops[i].Err != nil && d != nil && !slices.Contains(failed, d) {
+			failed = append(failed, d)
 		}
 	}
 	return failed

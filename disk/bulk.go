@@ -152,7 +152,7 @@ func (w *StripeWriter) Commit(ctx context.Context) (Stripe, error) {
 		fence, shape := (*fenceError)(nil), (*shapeError)(nil)
 		switch {
 		case errors.As(err, &fence):
-			if err := w.a.log.fail(fence.slots); err != nil {
+			if err := w.a.log.fail(fence.disks); err != nil {
 				return Stripe{}, err
 			}
 			if slices.ContainsFunc(ops, func(o blockdev.Op) bool { return o.Stuck }) {
@@ -225,8 +225,8 @@ func (w *StripeWriter) try(ctx context.Context, ops *[]blockdev.Op) (Stripe, err
 	if err := a.group.Run(*ops); err != nil {
 		return Stripe{}, err
 	}
-	if failed := a.failedSlots(*ops); len(failed) > 0 {
-		return Stripe{}, &fenceError{slots: failed, err: firstError(*ops)}
+	if failed := a.failedDisks(*ops); len(failed) > 0 {
+		return Stripe{}, &fenceError{disks: failed, err: firstError(*ops)}
 	}
 	written = true
 	return Stripe{Band: b.band.num, Off: b.off, Data: uint8(w.data), Segments: uint16(w.segments)}, nil

@@ -154,7 +154,7 @@ func (a *Array) checkBandHeaders(ctx context.Context, b *band, rep *CheckReport,
 		if ops[0].Stuck {
 			return ops[0].Err
 		}
-		d := a.disks[m.slot]
+		d := a.slots()[m.slot]
 		got, at, err := a.codec.parseBand(op.Buf, d.id)
 		if ops[0].Err == nil && err == nil && at == pos && got.num == b.num && got.nonce == b.nonce && slices.Equal(got.members, b.members) {
 			continue
@@ -164,7 +164,7 @@ func (a *Array) checkBandHeaders(ctx context.Context, b *band, rep *CheckReport,
 		if opt.Repair {
 			if err := a.rewriteBandHeader(ctx, b, pos, d); err == nil {
 				rep.Repaired++
-			} else if err := a.log.fail([]int{m.slot}); err != nil {
+			} else if err := a.log.fail([]*disk{d}); err != nil {
 				return err
 			}
 		}
@@ -182,7 +182,7 @@ func (a *Array) checkStripe(w *wholeStripe, rep *CheckReport, opt CheckOptions) 
 		switch {
 		case w.bad[role]:
 			bad++
-			d := a.disks[w.band.members[w.head.member(role)].slot]
+			d := a.slots()[w.band.members[w.head.member(role)].slot]
 			rep.fault("%s: band %x block %d: cell %d of %d fails its checks", d.path, w.band.num, w.head.off, role, n)
 		case !w.good[role]:
 			missing++

@@ -39,7 +39,8 @@ type packedLog struct {
 	applying bool            // a writer applies finished stripes
 	paused   bool            // a disk failed: nothing new until the next epoch has begun
 	closing  bool            // nothing new is taken
-	failed   []int
+	failed   []*disk
+	changes  []*change
 	err      error // why the log has stopped
 
 	acked atomic.Uint64 // highest stripe that is durable with all before it
@@ -201,7 +202,7 @@ func (p *packedLog) openBand() {
 		p.replaceBand(b)
 		p.reserved = reserved
 	case errors.As(err, &fence):
-		p.failed, p.paused = append(p.failed, fence.slots...), true
+		p.failed, p.paused = append(p.failed, fence.disks...), true
 	case errors.Is(err, ErrFull):
 		if reserved {
 			p.answer(p.queue, err)
@@ -261,7 +262,7 @@ func (p *packedLog) write(s *packedStripe) {
 func (p *packedLog) finish(s *packedStripe) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if failed := p.a.failedSlots(s.ops); len(failed) > 0 {
+	if failed := p.a.failedDisks(s.ops); len(failed) > 0 {
 		p.failed = append(p.failed, failed...)
 		s.bad, p.paused = true, true
 	}
@@ -319,13 +320,20 @@ func (p *packedLog) settle() {
 		p.queue = append(again, p.queue...)
 		p.replaceBand(nil)
 		p.next = p.acked.Load() + 1
-		failed := p.failed
-		p.failed = nil
+		failed, changes := p.failed, p.changes
+		p.failed, p.changes = nil, nil
 		p.opening = true
 		var err error
-		p.unlocked(func() { err = p.a.fence(failed) })
+		p.unlocked(func() {
+			if err = p.a.fence(failed); err == nil {
+				err = p.a.carryOut(changes)
+			}
+		})
 		p.opening = false
-		p.paused = len(p.failed) > 0
+		for _, c := range changes {
+			c.done = true
+		}
+		p.paused = len(p.failed) > 0 || len(p.changes) > 0
 		if err != nil {
 			p.stopLocked(err)
 		}
@@ -333,14 +341,51 @@ func (p *packedLog) settle() {
 	}
 }
 
-// fail has disks fenced on behalf of another stream and returns when the array goes on without them.
-func (p *packedLog) fail(slots []int) error {
+// change is something to be done while nothing is being written.
+type change struct {
+	do   func() error
+	err  error // of do, when it changed nothing
+	done bool
+}
+
+// carryOut makes changes, each while no bulk stripe is being written. An error that is not a refusal stops the log.
+func (a *Array) carryOut(changes []*change) error {
+	for _, c := range changes {
+		a.lockGate()
+		err := c.do()
+		a.gate.Unlock()
+		if c.err = err; err != nil && !errors.Is(err, ErrReplace) {
+			return err
+		}
+	}
+	return nil
+}
+
+// change has do run while nothing is being written, and returns its error. What waits goes on afterwards in fresh bands.
+func (p *packedLog) change(do func() error) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.failed = append(p.failed, slots...)
+	c := &change{do: do}
+	p.changes = append(p.changes, c)
 	p.paused = true
 	p.settle()
-	for p.err == nil && p.a.anyUsable(slots) {
+	for p.err == nil && !c.done {
+		p.await()
+	}
+	if c.done {
+		return c.err
+	}
+	return p.err
+}
+
+// fail has disks fenced on behalf of another stream and returns when the array goes on without them.
+func (p *packedLog) fail(disks []*disk) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.failed = append(p.failed, disks...)
+	p.paused = true
+	p.settle()
+	for p.err == nil && p.a.anyUsable(disks) {
 		p.await()
 	}
 	return p.err

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"coffer/disk/internal/blockdev"
@@ -190,7 +191,7 @@ func (s *Set) assemble(opt Options) (*superblock, []*disk, error) {
 	}
 	disks := make([]*disk, len(head.members))
 	for i, m := range head.members {
-		disks[i] = &disk{slot: i, id: m.id, extents: m.extents, state: DiskMissing, reason: "not found"}
+		disks[i] = &disk{slot: i, id: m.id, extents: m.extents, state: DiskMissing, reason: "not found", hollow: m.state == memberRebuilding || m.state == memberOutHollow}
 	}
 	for i := range s.devs {
 		if err := s.place(head, byDev[i], i, disks); err != nil {
@@ -208,6 +209,10 @@ func (s *Set) place(head, sb *superblock, i int, disks []*disk) error {
 	}
 	if sb.array != head.array {
 		return fmt.Errorf("%w: %s belongs to array %x, not %x", ErrMembership, dev.Path(), sb.array, head.array)
+	}
+	if sb.slot < len(disks) && disks[sb.slot].id != sb.disk && head.epoch().num > sb.epoch().num {
+		s.faults[i] = errors.New("another disk has taken its place")
+		return nil
 	}
 	if sb.slot >= len(disks) || disks[sb.slot].id != sb.disk {
 		return fmt.Errorf("%w: %s says it is disk %x in slot %d, which the array does not know", ErrMembership, dev.Path(), sb.disk, sb.slot)
@@ -234,6 +239,8 @@ func (s *Set) place(head, sb *superblock, i int, disks []*disk) error {
 		d.state, d.reason = DiskForeign, fmt.Sprintf("%d bytes, shorter than the %d it had", dev.Limits().Size, sb.diskSize)
 	case sb.epoch() != head.epoch():
 		d.state, d.reason = DiskStale, fmt.Sprintf("at epoch %d of %d", sb.epoch().num, head.epoch().num)
+	case d.hollow:
+		d.state, d.reason = DiskRebuilding, "being rebuilt"
 	default:
 		d.state, d.reason = DiskHealthy, ""
 	}
@@ -298,7 +305,7 @@ func countLive(head *superblock, disks []*disk, opt Options) error {
 	have := 0
 	var missing []string
 	for _, d := range disks {
-		if d.present() {
+		if d.present() && !d.hollow { // what it has not been given yet is missing
 			have++
 		} else {
 			missing = append(missing, fmt.Sprintf("slot %d (%x): %s: %s", d.slot, d.id[:4], d.state, d.reason))
@@ -343,11 +350,11 @@ func newArray(opt Options, devs []blockdev.Device, head *superblock, disks []*di
 	}
 	small := int64(head.geo.width()*maxCellBlocks*BlockSize)*2*maxInflight + 2*superMemory(len(disks))
 	a := &Array{
-		opt: opt, logger: opt.Logger, geo: head.geo, group: group, disks: disks, super: *head,
+		opt: opt, logger: opt.Logger, geo: head.geo, group: group, super: *head,
 		codec: newCodec(head.array, opt.Keys.CellKey(), opt.Crypto, opt.faults),
 		bands: map[uint64]*band{}, ahead: map[kind]*aheadBand{}, repair: make(chan repairTask, 64),
 		room:   room{pressure: make(chan struct{}, 1)},
-		slotOf: make([]int, len(devs)), writeTimeout: writeTimeout,
+		diskOf: make([]atomic.Pointer[disk], blockdev.MaxGroup), writeTimeout: writeTimeout,
 		bulk: bulkStream{lock: make(chan struct{}, 1)},
 	}
 	if opt.Crypto != nil {
@@ -358,13 +365,11 @@ func newArray(opt Options, devs []blockdev.Device, head *superblock, disks []*di
 	} else {
 		a.arena, a.reads, a.rebuild, a.meta = newArena(limit/2), newArena(limit/2), newArena(small), newArena(small)
 	}
-	for i := range a.slotOf {
-		a.slotOf[i] = -1
-	}
+	a.table.Store(&disks)
 	a.ctx, a.cancel = context.WithCancel(context.Background())
 	for _, d := range disks {
 		if d.dev != nil {
-			a.slotOf[d.gi] = d.slot
+			a.diskOf[d.gi].Store(d)
 			d.extents = min(d.extents, a.geo.extents(d.dev.Limits().Size))
 		}
 		d.used = make([]bool, d.extents)
@@ -393,6 +398,7 @@ func (a *Array) start(ctx context.Context) error {
 		}
 		a.tasks.Go(a.runRepairs)
 	}
+	a.startRebuilds()
 	return nil
 }
 

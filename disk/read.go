@@ -52,7 +52,7 @@ func (a *Array) bulkBand(s Stripe) (*band, error) {
 func (a *Array) readable(b *band, pos int) *disk {
 	a.mu.RLock()
 	defer a.mu.RUnlock()
-	if d := a.disks[b.members[pos].slot]; d.present() {
+	if d := a.slots()[b.members[pos].slot]; d.present() && !b.isHollow(pos) {
 		return d
 	}
 	return nil
@@ -362,7 +362,7 @@ func (a *Array) anyHeader(ctx context.Context, b *band, off uint32) (header, err
 		if last[0].Err != nil {
 			continue
 		}
-		h, err := a.codec.parse(op.Buf, place{disk: a.disks[b.members[pos].slot].id, band: b.num, off: off})
+		h, err := a.codec.parse(op.Buf, place{disk: a.slots()[b.members[pos].slot].id, band: b.num, off: off})
 		if err == nil && h.kind == b.kind && a.fits(&h, b) {
 			return h, nil
 		}

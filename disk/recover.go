@@ -45,7 +45,7 @@ const scanBatch = 16
 func (a *Array) scanBands(ctx context.Context) error {
 	r := &recovery{a: a, found: map[uint64]*foundBand{}, freed: map[uint64]bool{}}
 	most := uint32(0)
-	for _, d := range a.disks {
+	for _, d := range a.slots() {
 		if d.present() {
 			most = max(most, d.extents)
 		}
@@ -73,8 +73,12 @@ func (a *Array) scanBands(ctx context.Context) error {
 	for _, f := range r.found {
 		a.bands[f.num] = f.band
 		f.band.first.Store(f.first)
-		for _, m := range f.members {
-			a.disks[m.slot].markUsed(m.extent)
+		for pos, m := range f.members {
+			d := a.slots()[m.slot]
+			d.markUsed(m.extent)
+			if d.hollow && f.epoch < a.super.members[m.slot].since && !slices.Contains(f.claims, m) {
+				f.hollow.Or(1 << pos)
+			}
 		}
 	}
 	return nil
@@ -84,14 +88,14 @@ func (a *Array) scanBands(ctx context.Context) error {
 func (r *recovery) scanExtents(ctx context.Context, from, to uint32) error {
 	a := r.a
 	const n = 2 * BlockSize
-	buf, err := a.meta.Get(ctx, int(to-from)*len(a.disks)*n)
+	buf, err := a.meta.Get(ctx, int(to-from)*len(a.slots())*n)
 	if err != nil {
 		return err
 	}
 	var ops []blockdev.Op
 	var at []bandMember
 	defer func() { release(&buf, ops) }()
-	for _, d := range a.disks {
+	for _, d := range a.slots() {
 		for e := from; d.present() && e < min(to, d.extents); e++ {
 			mem := buf.Bytes()[len(ops)*n:][:n]
 			ops = append(ops, blockdev.Op{Dev: d.gi, Off: a.geo.extentOffset(e), Buf: mem})
@@ -111,7 +115,7 @@ func (r *recovery) scanExtents(ctx context.Context, from, to uint32) error {
 
 // claim notes what the first two blocks of an extent say.
 func (r *recovery) claim(at bandMember, blocks []byte) {
-	a, id := r.a, r.a.disks[at.slot].id
+	a, id := r.a, r.a.slots()[at.slot].id
 	if num, ok := a.codec.parseFree(blocks[:BlockSize], id, at.extent); ok {
 		r.freed[num] = true
 		return
@@ -135,15 +139,15 @@ func (r *recovery) claim(at bandMember, blocks []byte) {
 
 // plausible reports whether a band read from a disk can exist in this array.
 func (a *Array) plausible(b *band) bool {
-	if b.epoch > a.super.epoch().num || b.num>>32 != b.epoch || len(b.members) > len(a.disks) {
+	if b.epoch > a.super.epoch().num || b.num>>32 != b.epoch || len(b.members) > len(a.slots()) {
 		return false
 	}
 	seen := map[int]bool{}
 	for _, m := range b.members {
-		if m.slot >= len(a.disks) || seen[m.slot] {
+		if m.slot >= len(a.slots()) || seen[m.slot] {
 			return false
 		}
-		if d := a.disks[m.slot]; d.dev != nil && d.state != DiskForeign && m.extent >= d.extents {
+		if d := a.slots()[m.slot]; d.dev != nil && d.state != DiskForeign && m.extent >= d.extents {
 			return false
 		}
 		seen[m.slot] = true
@@ -247,7 +251,7 @@ func (a *Array) headersIn(b *band, off uint32, n int) (found []header, err error
 			if ops[i].Err != nil {
 				continue
 			}
-			at := place{disk: a.disks[slots[i]].id, band: b.num, off: off + uint32(blk)}
+			at := place{disk: a.slots()[slots[i]].id, band: b.num, off: off + uint32(blk)}
 			if h, err := a.codec.parse(ops[i].Buf[blk*BlockSize:], at); err == nil && a.fits(&h, b) {
 				found = append(found, h)
 			}
@@ -296,7 +300,7 @@ func (a *Array) probeBy(ctx context.Context, run runner, b *band, off uint32) (*
 		if ops[i].Err != nil {
 			continue
 		}
-		h, err := a.codec.parse(ops[i].Buf, place{disk: a.disks[slots[i]].id, band: b.num, off: off})
+		h, err := a.codec.parse(ops[i].Buf, place{disk: a.slots()[slots[i]].id, band: b.num, off: off})
 		if err != nil || !a.fits(&h, b) || slices.ContainsFunc(seen, func(o header) bool { return o.sameStripe(&h) }) {
 			continue
 		}
@@ -565,24 +569,24 @@ func (r *recovery) take(ctx context.Context, w *wholeStripe, applied bool) error
 const failedRewrite = "a write failed during recovery"
 
 // lose marks disks that failed while the array was being opened: the coming epoch goes on without them.
-func (a *Array) lose(slots []int, reason string) error {
-	if len(slots) == 0 {
+func (a *Array) lose(disks []*disk, reason string) error {
+	if len(disks) == 0 {
 		return nil
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for _, s := range slots {
-		a.disks[s].state, a.disks[s].reason = DiskFenced, reason
-		a.logger.Error("disk failed", "path", a.disks[s].path, "slot", s, "reason", reason)
+	for _, d := range disks {
+		d.state, d.reason = DiskFenced, reason
+		a.logger.Error("disk failed", "path", d.path, "slot", d.slot, "reason", reason)
 	}
 	left := 0
-	for _, d := range a.disks {
+	for _, d := range a.slots() {
 		if d.present() {
 			left++
 		}
 	}
-	if left < len(a.disks)-a.geo.Parity {
-		return fmt.Errorf("%d of %d disks left: %w", left, len(a.disks), ErrReadOnly)
+	if left < len(a.slots())-a.geo.Parity {
+		return fmt.Errorf("%d of %d disks left: %w", left, len(a.slots()), ErrReadOnly)
 	}
 	return nil
 }
@@ -724,7 +728,7 @@ func (a *Array) completeBulk(ctx context.Context) error {
 func (a *Array) resync(ctx context.Context, cut uint64) error {
 	var stale []*disk
 	a.mu.Lock()
-	for _, d := range a.disks {
+	for _, d := range a.slots() {
 		if d.state == DiskStale {
 			stale = append(stale, d)
 		}
@@ -749,7 +753,9 @@ func (a *Array) resyncDisk(ctx context.Context, d *disk, cut uint64) (int, error
 	cells := 0
 	r := a.newRecovery()
 	a.mu.Lock()
-	d.state, d.reason = DiskHealthy, ""
+	if d.state, d.reason = DiskHealthy, ""; d.hollow {
+		d.state, d.reason = DiskRebuilding, "being rebuilt"
+	}
 	a.mu.Unlock()
 	for _, b := range a.sortedBands() {
 		pos := slices.IndexFunc(b.members, func(m bandMember) bool { return m.slot == d.slot })
@@ -792,7 +798,7 @@ func (a *Array) resyncBand(ctx context.Context, b *band, d *disk, stands func(*h
 			return nil
 		}
 		failed, err := w.rewrite()
-		if err == nil && slices.Contains(failed, d.slot) {
+		if err == nil && slices.Contains(failed, d) {
 			return errors.New("a write failed during resynchronisation")
 		}
 		cells++
@@ -813,9 +819,7 @@ func (a *Array) eachStripe(ctx context.Context, b *band, fn func(*wholeStripe) e
 		}
 		if w != nil {
 			off += w.head.blocks
-			err = fn(w)
-			w.release()
-			if err != nil {
+			if err := w.use(fn); err != nil {
 				return err
 			}
 			continue

@@ -117,7 +117,7 @@ func TestSimulationCatchesBugs(t *testing.T) {
 const simKinds = blockdev.FaultRot | blockdev.FaultOverwrite | blockdev.FaultStale | blockdev.FaultMisplaced | blockdev.FaultBadRange |
 	blockdev.FaultLostWrite | blockdev.FaultMisdirect | blockdev.FaultFailOnce | blockdev.FaultDead | blockdev.FaultHung | blockdev.FaultFull
 
-type simStats struct{ cuts, acked, opens, stripes, faults, freed int }
+type simStats struct{ cuts, acked, opens, stripes, faults, freed, replaced int }
 
 func (s *simStats) add(o simStats) {
 	s.cuts += o.cuts
@@ -126,10 +126,12 @@ func (s *simStats) add(o simStats) {
 	s.stripes += o.stripes
 	s.faults += o.faults
 	s.freed += o.freed
+	s.replaced += o.replaced
 }
 
 func (s simStats) String() string {
-	return fmt.Sprintf("%d power cuts, %d opens, %d stripes, %d acknowledged records, %d bands freed, %d faults", s.cuts, s.opens, s.stripes, s.acked, s.freed, s.faults)
+	return fmt.Sprintf("%d power cuts, %d opens, %d stripes, %d acknowledged records, %d bands freed, %d disks replaced, %d faults",
+		s.cuts, s.opens, s.stripes, s.acked, s.freed, s.replaced, s.faults)
 }
 
 // sim is one run: a machine, an array on it, and what the clients know.
@@ -158,6 +160,7 @@ type sim struct {
 	running *simTask // nil: the driver itself
 	// compacting is set while a band is emptied: what is in it must not be killed meanwhile, as a caller's locks see to.
 	compacting uint64
+	replacing  bool
 }
 
 // simTask is a client of the engine in the middle of a call: a coroutine, so that the order in which calls go on is the seed's.
@@ -350,6 +353,9 @@ func (s *sim) life() error {
 		return err
 	}
 	if s.rng.IntN(3) > 0 {
+		s.rebuild()
+	}
+	if s.rng.IntN(3) > 0 {
 		s.world.CutAfter(1 + s.rng.IntN(120))
 	}
 	for range 5 + s.rng.IntN(60) {
@@ -367,7 +373,9 @@ func (s *sim) act() {
 		s.hurt = true
 		s.fault()
 	}
-	switch r := s.rng.IntN(24); {
+	switch r := s.rng.IntN(25); {
+	case r == 24 && s.rng.IntN(3) == 0:
+		s.replace()
 	case r >= 22:
 		s.kill()
 	case r >= 20:
@@ -447,6 +455,48 @@ func (s *sim) appendNow(rec Record) error {
 			return req.err
 		default:
 			s.wait()
+		}
+	}
+}
+
+// replace puts a new disk into the slot of one that faults are allowed on.
+func (s *sim) replace() {
+	if len(s.suspect) == 0 || len(s.tasks) >= maxSimTasks || s.replacing || s.kinds != simKinds {
+		return
+	}
+	slot := s.slotOf(s.suspect[s.rng.IntN(len(s.suspect))])
+	if slot < 0 {
+		return
+	}
+	d := blockdev.NewSimDisk(s.world, superArea+40*s.geo.ExtentSize, blockdev.SimOptions{})
+	s.disks = append(s.disks, d)
+	s.replacing = true
+	s.spawn(func() {
+		defer func() { s.replacing = false }()
+		err := s.a.replace(context.Background(), slot, d)
+		s.say("replace slot %d by %s: %v", slot, d.Path(), err)
+		if err == nil {
+			s.stats.replaced++
+			s.rebuild()
+		}
+	})
+}
+
+// slotOf is the slot that a disk has now, -1 for none.
+func (s *sim) slotOf(disk int) int {
+	for _, d := range s.a.slots() {
+		if d.path == s.disks[disk].Path() {
+			return d.slot
+		}
+	}
+	return -1
+}
+
+// rebuild goes on with the disks that are being rebuilt.
+func (s *sim) rebuild() {
+	for _, d := range s.a.slots() {
+		if d.state == DiskRebuilding && d.rebuild != nil {
+			s.spawn(func() { s.a.rebuildDisk(s.a.ctx, d, d.rebuild) })
 		}
 	}
 }
@@ -742,7 +792,7 @@ func (s *sim) drop() {
 	for _, t := range s.tasks {
 		t.stop()
 	}
-	s.tasks, s.compacting = nil, 0
+	s.tasks, s.compacting, s.replacing = nil, 0, false
 	for _, f := range s.flight {
 		f.s.buf.Release()
 	}
@@ -938,7 +988,7 @@ func (s *sim) final() error {
 		return fmt.Errorf("final: %w", err)
 	}
 	rep, err := s.a.Check(context.Background(), CheckOptions{})
-	if err != nil || rep.Lost > 0 || (len(s.suspect) == 0 && !rep.OK()) {
+	if err != nil || rep.Lost > 0 || rep.Bad > 0 || (len(s.suspect) == 0 && !rep.OK()) {
 		return fmt.Errorf("final: check: %+v, %v", rep, err)
 	}
 	for _, r := range s.state.sorted() {

@@ -145,7 +145,7 @@ func (a *Array) retire(num uint64) (*band, error) {
 // usableIn counts the disks of a band that can be written; a.mu is held.
 func (a *Array) usableIn(b *band) (n int) {
 	for _, m := range b.members {
-		if a.disks[m.slot].usable() {
+		if a.slots()[m.slot].usable() {
 			n++
 		}
 	}
@@ -156,7 +156,7 @@ func (a *Array) usableIn(b *band) (n int) {
 // that has the mark must be there. More than parity of them are enough always; and if the band is on every disk of the array,
 // any are, since more than parity disks are needed to open it, and no more than those were away.
 func (a *Array) canBury(b *band, n int) bool {
-	return n == len(b.members) || n > a.geo.Parity || n > 0 && len(b.members) == len(a.disks)
+	return n == len(b.members) || n > a.geo.Parity || n > 0 && len(b.members) == len(a.slots())
 }
 
 // bury overwrites the headers of a band with marks that it is free. One of them found later makes the band void.
@@ -181,9 +181,8 @@ func (a *Array) bury(ctx context.Context, b *band) error {
 	return nil
 }
 
-// writeFree marks extents as free of a band, durably, on those of the disks that are there. It returns the slots of those that
-// failed.
-func (a *Array) writeFree(ctx context.Context, num uint64, extents []bandMember) ([]int, error) {
+// writeFree marks extents as free of a band, durably, on those of the disks that are there. It returns those that failed.
+func (a *Array) writeFree(ctx context.Context, num uint64, extents []bandMember) ([]*disk, error) {
 	buf, err := a.meta.Get(ctx, len(extents)*BlockSize)
 	if err != nil {
 		return nil, err
@@ -192,7 +191,7 @@ func (a *Array) writeFree(ctx context.Context, num uint64, extents []bandMember)
 	epoch := a.epochNow()
 	a.mu.RLock()
 	for i, m := range extents {
-		d := a.disks[m.slot]
+		d := a.slots()[m.slot]
 		if !d.usable() && !(a.opening && d.present()) {
 			continue
 		}
@@ -222,7 +221,7 @@ func (c *codec) parseFree(block []byte, disk diskID, extent uint32) (num uint64,
 func (a *Array) discard(b *band) {
 	var wg sync.WaitGroup
 	for _, m := range b.members {
-		d := a.disks[m.slot]
+		d := a.slots()[m.slot]
 		a.mu.RLock()
 		usable := d.usable()
 		a.mu.RUnlock()
@@ -371,7 +370,7 @@ func (a *Array) spareBands() int { return reserveBands + max(3, a.totalBands()/1
 // totalBands is how many bands of full width the array holds; a.mu is held.
 func (a *Array) totalBands() int {
 	n := 0
-	for _, d := range a.disks {
+	for _, d := range a.slots() {
 		n += int(d.extents)
 	}
 	return n / a.geo.width()
