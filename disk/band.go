@@ -67,6 +67,7 @@ type disk struct {
 	next    uint32      // where the search for a free extent begins
 	hollow  bool        // being rebuilt: the member table says so
 	rebuild *rebuilding // guarded by Array.mu
+	suspect atomic.Bool // slower than its peers
 }
 
 // usable reports whether the disk takes part in new writes.

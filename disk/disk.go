@@ -173,6 +173,8 @@ type Options struct {
 	WriteTimeout, ReadTimeout time.Duration
 	// PreferPool avoids io_uring.
 	PreferPool bool
+	// HealthEvery is how often the disks' latencies are compared; 0 means every second.
+	HealthEvery time.Duration
 	// Discard says which freed extents are given back to their devices.
 	Discard Discard
 	Logger  *slog.Logger

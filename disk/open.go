@@ -397,6 +397,7 @@ func (a *Array) start(ctx context.Context) error {
 			a.tasks.Go(a.log.run)
 		}
 		a.tasks.Go(a.runRepairs)
+		a.tasks.Go(a.watchHealth)
 	}
 	a.startRebuilds()
 	return nil

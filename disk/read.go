@@ -139,7 +139,7 @@ func (v *View) readRows(ctx context.Context) error {
 			continue
 		}
 		op, ok := v.a.op(v.band, v.member(j), v.stripe.Off, slotOffset(c.row0), c.mem)
-		if !ok {
+		if !ok || v.a.avoid(v.band, v.member(j)) {
 			missing = true
 			continue
 		}
@@ -298,7 +298,7 @@ func (a *Array) ReadPacked(ctx context.Context, l Loc) (*View, error) {
 	}
 	mem := v.buf.Bytes()[:n]
 	op, ok := a.op(b, v.member(int(l.Role)), l.Off, from, mem)
-	if ok {
+	if ok = ok && !a.avoid(b, v.member(int(l.Role))); ok {
 		v.ops = append(v.ops, op)
 		if err := a.run(v.ops); err != nil {
 			v.Release()

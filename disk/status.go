@@ -15,6 +15,8 @@ const (
 	DiskMissing DiskState = "missing" // no device with its superblock
 	DiskStale   DiskState = "stale"   // was away while the array was written; resynchronised at open before it counts
 	DiskForeign DiskState = "foreign" // cannot be believed
+	// DiskSuspect is slower than its peers: written, and read where they cannot answer. It is fenced if it stays so.
+	DiskSuspect DiskState = "suspect"
 	// DiskRebuilding has taken the place of another: written like a healthy one, and read where it has been rebuilt.
 	DiskRebuilding DiskState = "rebuilding"
 )
@@ -89,6 +91,10 @@ func (a *Array) Status() Status {
 		extents += int64(d.extents)
 		if d.dev != nil {
 			ds.Size, ds.Stats = d.dev.Limits().Size, d.dev.Stats()
+		}
+		if d.state == DiskHealthy && d.suspect.Load() {
+			ds.State, ds.Reason = DiskSuspect, "slower than its peers"
+			s.State, s.Reason = "degraded", "a disk is "+string(ds.State)
 		}
 		if d.rebuild != nil {
 			ds.Rebuild = d.rebuild.status()
