@@ -74,6 +74,7 @@ type Array struct {
 type counters struct {
 	commits, records, applied atomic.Uint64
 	freed                     atomic.Uint64 // bands
+	views, stripes            atomic.Uint64 // read for callers, and bulk ones written
 	repairs, reconstructions  atomic.Uint64
 }
 

@@ -252,6 +252,7 @@ func (a *Array) rebuildBand(ctx context.Context, d *disk, r *rebuilding, b *band
 	}
 	limit := a.newRecovery().limit[b.num]
 	lost := 0
+	pace := pace{a: a, last: time.Now(), seen: a.callerOps()}
 	err := a.eachStripe(ctx, b, func(w *wholeStripe) error {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -267,7 +268,7 @@ func (a *Array) rebuildBand(ctx context.Context, d *disk, r *rebuilding, b *band
 		}
 		n, err := a.rebuildCell(w, d, pos)
 		r.bytes.Add(int64(n))
-		a.throttle(ctx, n*int(w.head.data))
+		pace.wait(ctx, n*int(w.head.data))
 		return err
 	})
 	if err != nil {
@@ -323,17 +324,45 @@ func (a *Array) finishRebuild(d *disk) {
 	a.logger.Info("disk rebuilt", "path", d.path, "slot", d.slot)
 }
 
-// throttle keeps a rebuild that reads n bytes to the rate that is set.
-func (a *Array) throttle(ctx context.Context, n int) {
-	rate := a.rebuildRate.Load()
-	if rate <= 0 || a.opt.manual != nil {
-		return
-	}
-	select {
-	case <-time.After(time.Duration(float64(n) / float64(rate) * float64(time.Second))):
-	case <-ctx.Done():
-	}
+// pace makes background work give way: to a rate that is set, or else to callers. While these do something, a worker rests twice as
+// long as it works.
+type pace struct {
+	a    *Array
+	last time.Time
+	seen uint64
 }
 
-// SetRebuildRate bounds what each of the workers of a rebuild reads, in bytes per second; 0 means no bound.
+// maxRest bounds one rest: a disk that was slow once must not stop the work.
+const maxRest = 250 * time.Millisecond
+
+// callerOps counts what callers have had done.
+func (a *Array) callerOps() uint64 {
+	return a.stats.views.Load() + a.stats.stripes.Load() + a.stats.commits.Load()
+}
+
+// wait rests after a piece of work that read n bytes.
+func (p *pace) wait(ctx context.Context, n int) {
+	if p.a.opt.manual != nil {
+		return
+	}
+	rest := time.Duration(0)
+	ops := p.a.callerOps()
+	if rate := p.a.rebuildRate.Load(); rate > 0 {
+		rest = time.Duration(float64(n) / float64(rate) * float64(time.Second))
+	} else if ops != p.seen {
+		rest = min(2*time.Since(p.last), maxRest)
+	}
+	p.seen = ops
+	if rest > 0 {
+		t := time.NewTimer(rest)
+		defer t.Stop()
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+		}
+	}
+	p.last = time.Now()
+}
+
+// SetRebuildRate bounds what each of the workers of a rebuild reads, in bytes per second; 0 lets them give way to callers only.
 func (a *Array) SetRebuildRate(bytesPerSecond int64) { a.rebuildRate.Store(bytesPerSecond) }
