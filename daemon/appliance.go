@@ -125,8 +125,18 @@ type openMode struct {
 	rebuild  bool // throw the index away and replay the whole log
 }
 
-// openAppliance finds the disks, unlocks the keys and brings array and index up to date. The data directory is locked.
-func openAppliance(ctx context.Context, cfg *Config, getenv func(string) string, crypto *hw.Engine, mode openMode, log *slog.Logger) (_ *appliance, err error) {
+// openAppliance finds the disks, unlocks the keys and brings array and index up to date. The data directory is locked. An index that
+// proves corrupt half-way is marked so, and the second attempt begins with an empty one.
+func openAppliance(ctx context.Context, cfg *Config, getenv func(string) string, crypto *hw.Engine, mode openMode, log *slog.Logger) (*appliance, error) {
+	app, err := tryAppliance(ctx, cfg, getenv, crypto, mode, log)
+	if errors.Is(err, object.ErrIndex) {
+		log.Warn("index failed while it was brought up to date: the array is opened again", "cause", err)
+		app, err = tryAppliance(ctx, cfg, getenv, crypto, mode, log)
+	}
+	return app, err
+}
+
+func tryAppliance(ctx context.Context, cfg *Config, getenv func(string) string, crypto *hw.Engine, mode openMode, log *slog.Logger) (_ *appliance, err error) {
 	dir := dataDir(cfg.Data)
 	paths, err := diskPaths(cfg, dir)
 	if err != nil {
@@ -206,8 +216,11 @@ func (a *appliance) Close() error {
 	return errors.Join(errs...)
 }
 
-// fault says why the array cannot serve requests, "" if it can. A degraded array serves.
+// fault says why the appliance cannot serve requests, "" if it can. A degraded array serves.
 func (a *appliance) fault() string {
+	if err := a.store.Healthy(); err != nil {
+		return err.Error()
+	}
 	switch st := a.array.Status(); st.State {
 	case "healthy", "degraded":
 		return ""

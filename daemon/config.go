@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -83,10 +84,22 @@ type Config struct {
 	// Default: aes-256-gcm where the CPU has AES instructions, else chacha20-poly1305. Objects of all three are always readable.
 	Algorithm string `yaml:"algorithm"`
 
+	S3       S3Config       `yaml:"s3"`
 	TLS      TLSConfig      `yaml:"tls"`
 	Log      LogConfig      `yaml:"log"`
 	Hardware HardwareConfig `yaml:"hardware"`
 	Limits   LimitsConfig   `yaml:"limits"`
+}
+
+// S3Config decides what AWS leaves open, where clients may count on another server's answer.
+type S3Config struct {
+	// FreshBucketEncryption is what GetBucketEncryption answers for a bucket without a configuration: sse-s3, the rule that is in
+	// force, as AWS since 2023; or not-found, as AWS before. Default: sse-s3.
+	FreshBucketEncryption string `yaml:"fresh_bucket_encryption"`
+
+	// WrongCustomerKeyStatus is the status of a read with another SSE-C key than the object's: 403 (AccessDenied) or 400
+	// (InvalidArgument). Default: 403.
+	WrongCustomerKeyStatus int `yaml:"wrong_customer_key_status"`
 }
 
 // TLSConfig is about the certificate of Listen.
@@ -145,6 +158,8 @@ const (
 	defaultIdle        = 2 * time.Minute
 	defaultShutdown    = 30 * time.Second
 
+	freshSSES3         = "sse-s3"
+	freshNotFound      = "not-found"
 	adminOff           = "none"
 	minEmbeddedDisk    = 256 << 20
 	maxConfigBytes     = 1 << 20
@@ -259,6 +274,8 @@ func (c *Config) setDefaults() {
 	setDefault(&c.Listen, defaultListen)
 	setDefault(&c.Admin, defaultAdmin)
 	setDefault(&c.Region, defaultRegion)
+	setDefault(&c.S3.FreshBucketEncryption, freshSSES3)
+	setDefault(&c.S3.WrongCustomerKeyStatus, http.StatusForbidden)
 	setDefault(&c.Log.Level, "info")
 	setDefault(&c.Log.Format, "text")
 	setDefault(&c.Limits.Connections, defaultConnections)
@@ -312,6 +329,12 @@ func (c *Config) Validate() error {
 	}
 	if !slices.Contains(algorithms[:], c.Algorithm) {
 		fault("algorithm: %q is none of %s", c.Algorithm, strings.Join(algorithms[1:], ", "))
+	}
+	if f := c.S3.FreshBucketEncryption; f != freshSSES3 && f != freshNotFound {
+		fault("s3.fresh_bucket_encryption: %q is neither %s nor %s", f, freshSSES3, freshNotFound)
+	}
+	if st := c.S3.WrongCustomerKeyStatus; st != http.StatusForbidden && st != http.StatusBadRequest {
+		fault("s3.wrong_customer_key_status: %d is neither 403 nor 400", st)
 	}
 	if (c.TLS.CertFile == "") != (c.TLS.KeyFile == "") {
 		fault("tls: cert_file and key_file need each other")

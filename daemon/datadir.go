@@ -17,6 +17,7 @@ import (
 //	array.yaml     where the array's disks were when it was created
 //	disks/         the embedded array's disk files
 //	index/         sealed cache of the log, rebuilt from the disks when lost
+//	index.corrupt  the index proved corrupt: it is rebuilt at the next start
 //	keys/root.key  key of the file slot
 //	run/           addresses of the running daemon's listeners
 //	tls/           private CA and server certificate

@@ -79,7 +79,7 @@ func (d *daemon) banner(n *news, eps []*endpoint, admin, caFile string, c rootCr
 	endpoint := "https://" + dialAddr(eps[len(eps)-1].addr)
 	fmt.Fprintf(w, "Coffer serves S3 at %s, region %s\n", endpoint, d.cfg.Region)
 	for _, ep := range eps[:len(eps)-1] {
-		fmt.Fprintf(w, "             and at http://%s, in plaintext\n", ep.addr)
+		fmt.Fprintf(w, "             and at http://%s, in plaintext\n", dialAddr(ep.addr))
 	}
 	fmt.Fprintf(w, "  array       %d disks, %d data + %d parity, %s\n", len(st.Disks), st.Data, st.Parity, st.State)
 	if admin != "" {
@@ -91,7 +91,7 @@ func (d *daemon) banner(n *news, eps []*endpoint, admin, caFile string, c rootCr
 			caFile = abs
 		}
 		fmt.Fprintf(w, "  CA          %s\n", caFile)
-		env = "AWS_CA_BUNDLE=" + caFile + " "
+		env = "AWS_CA_BUNDLE=" + shellQuote(caFile) + " "
 	}
 	fmt.Fprintf(w, "  access key  %s\n", c.AccessKey)
 	secret := "..."
@@ -113,6 +113,15 @@ Try:
   aws --endpoint-url %s s3 ls s3://first
 
 `, env, d.cfg.Region, c.AccessKey, secret, endpoint, endpoint, endpoint)
+}
+
+// shellQuote writes a word as a shell reads it back.
+func shellQuote(s string) string {
+	const plain = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789/._-+:@%="
+	if s != "" && strings.Trim(s, plain) == "" {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }
 
 // dialAddr is an address at which this machine reaches a listener.

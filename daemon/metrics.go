@@ -1,6 +1,7 @@
 package main
 
 import (
+	"hash"
 	"net/http"
 	"strconv"
 	"time"
@@ -81,11 +82,29 @@ func (m *s3Metrics) count(h http.Handler) http.Handler {
 	})
 }
 
+// meteredSHA256 makes the hashes with which s3 verifies bodies: of the chosen path, and counted like what the store computes.
+func meteredSHA256(e *hw.Engine) func() hash.Hash {
+	m := e.Meter(hw.SHA256, hw.Sum)
+	return func() hash.Hash { return meteredHash{e.NewHash(hw.SHA256), m} }
+}
+
+type meteredHash struct {
+	hash.Hash
+	meter *hw.Meter
+}
+
+func (h meteredHash) Write(p []byte) (int, error) {
+	start := time.Now()
+	n, err := h.Hash.Write(p)
+	h.meter.Add(n, time.Since(start))
+	return n, err
+}
+
 // collector makes metrics from a snapshot that is taken at each scrape.
 type collector func(ch chan<- prometheus.Metric)
 
-// Describe implements prometheus.Collector.
-func (c collector) Describe(ch chan<- *prometheus.Desc) { prometheus.DescribeByCollect(c, ch) }
+// Describe implements prometheus.Collector. It tells nothing beforehand: what there is to collect changes as the array opens.
+func (c collector) Describe(chan<- *prometheus.Desc) {}
 
 // Collect implements prometheus.Collector.
 func (c collector) Collect(ch chan<- prometheus.Metric) { c(ch) }
@@ -149,8 +168,10 @@ var (
 	diskStates  = [...]disk.DiskState{disk.DiskHealthy, disk.DiskFenced, disk.DiskMissing, disk.DiskStale, disk.DiskForeign}
 )
 
-// registerArray exports the state of the array, its disks, its keys and its store.
-func registerArray(r prometheus.Registerer, app *appliance) {
+// registerArray exports the state of the array, its disks, its keys and its store while one is open.
+func registerArray(r prometheus.Registerer, open func() *appliance) {
+	index := gauge("index_healthy", "1 while the index works, 0 while it has failed, is being rebuilt or is not open yet.",
+		func(a *appliance) float64 { return oneIf(a != nil && a.store.Healthy() == nil) })
 	state := gauge("array_state", "1 for the state that the array is in.", func(v float64) float64 { return v }, "state")
 	status := []sample[*disk.Status]{
 		gauge("array_epoch", "Epoch of the array's membership.", func(s *disk.Status) float64 { return float64(s.Epoch) }),
@@ -171,6 +192,11 @@ func registerArray(r prometheus.Registerer, app *appliance) {
 	}
 	sendDisk, sendStore := diskMetrics(), storeMetrics()
 	r.MustRegister(collector(func(ch chan<- prometheus.Metric) {
+		app := open()
+		index.send(ch, app)
+		if app == nil {
+			return
+		}
 		st := app.array.Status()
 		for _, s := range arrayStates {
 			state.send(ch, oneIf(s == st.State), s)

@@ -22,6 +22,7 @@ import (
 	"coffer/daemon/internal/listener"
 	"coffer/disk"
 	"coffer/hw"
+	"coffer/object"
 	"coffer/s3"
 )
 
@@ -163,20 +164,33 @@ func (d *daemon) run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	app, err := openAppliance(ctx, &d.cfg, d.env.getenv, crypto, openMode{}, d.log)
-	if err != nil {
-		return err
+	registerArray(d.registry, d.app.Load)
+	metrics := newS3Metrics(d.registry)
+	for {
+		app, err := openAppliance(ctx, &d.cfg, d.env.getenv, crypto, openMode{}, d.log)
+		if err != nil {
+			return err
+		}
+		err = d.runOn(ctx, app, metrics, admin, &news)
+		if !errors.Is(err, object.ErrIndex) || ctx.Err() != nil {
+			return err
+		}
+		d.log.Error("index failed: the array is opened again, which rebuilds the index from the log if it is corrupt", "cause", err)
 	}
-	defer func() { err = errors.Join(err, app.Close()) }()
-	registerArray(d.registry, app)
-	d.app.Store(app)
+}
 
-	creds, err := d.credentials(ctx, app, &news)
+// runOn serves an open array until ctx ends or the index fails, and closes it.
+func (d *daemon) runOn(ctx context.Context, app *appliance, metrics *s3Metrics, admin *endpoint, n *news) (err error) {
+	defer func() { err = errors.Join(err, app.Close()) }()
+	d.app.Store(app)
+	defer d.app.Store(nil)
+
+	creds, err := d.credentials(ctx, app, n)
 	if err != nil {
 		return err
 	}
 	defer func() {
-		if news.newRoot { // kept, and not yet shown: the next start would not
+		if n.newRoot { // kept, and not yet shown: the next start would not
 			printRootCredentials(d.env.stdout, creds)
 		}
 	}()
@@ -184,20 +198,28 @@ func (d *daemon) run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	metrics := newS3Metrics(d.registry)
-	front := s3.New(s3.Options{Store: app.store, Lookup: lookup(creds), Region: d.cfg.Region,
-		Domains: d.cfg.Domains, Logger: d.log, Observe: d.observe(metrics), IdleTimeout: d.cfg.Limits.Stall})
-	endpoints, err := d.listenS3(metrics.count(front), certs.config())
+	endpoints, err := d.listenS3(metrics.count(d.front(app, creds, metrics)), certs.config())
 	if err != nil {
 		return err
 	}
 	d.health.set("")
-	d.banner(&news, endpoints, admin.addr, certs.caFile(), creds)
-	news.newRoot = false
+	d.banner(n, endpoints, admin.addr, certs.caFile(), creds)
+	n.newRoot = false
 	if err := notifySystemd(d.env.getenv, "READY=1"); err != nil {
 		d.log.Warn("systemd not told", "cause", err)
 	}
-	return d.serve(ctx, endpoints, certs)
+	return d.serve(ctx, app, endpoints, certs)
+}
+
+// front speaks S3 for the open array.
+func (d *daemon) front(app *appliance, creds rootCredentials, m *s3Metrics) *s3.Server {
+	opt := s3.Options{Store: app.store, Lookup: lookup(creds), Region: d.cfg.Region, Domains: d.cfg.Domains, Logger: d.log,
+		Observe: d.observe(m), SHA256: meteredSHA256(app.crypto), IdleTimeout: d.cfg.Limits.Stall,
+		WrongCustomerKeyStatus: d.cfg.S3.WrongCustomerKeyStatus}
+	if d.cfg.S3.FreshBucketEncryption == freshNotFound {
+		opt.FreshBucketEncryption = s3.FreshNotFound
+	}
+	return s3.New(opt)
 }
 
 // startAdmin serves the admin listener from the first moment on, so that a long recovery can be watched.
@@ -306,21 +328,29 @@ func (ep *endpoint) stop() error {
 	return err
 }
 
-// serve answers requests until ctx ends or a listener fails, then lets running requests end.
-func (d *daemon) serve(ctx context.Context, eps []*endpoint, certs *certs) error {
+// serve answers requests until ctx ends, a listener or the index fails, then lets running requests end.
+func (d *daemon) serve(ctx context.Context, app *appliance, eps []*endpoint, certs *certs) error {
 	g, gctx := errgroup.WithContext(ctx)
 	for _, ep := range eps {
 		g.Go(ep.serve)
 	}
 	g.Go(func() error {
+		select {
+		case <-gctx.Done():
+			return nil
+		case <-app.store.Failed():
+			return app.store.Healthy()
+		}
+	})
+	g.Go(func() error {
 		d.maintain(gctx, certs)
 		return nil
 	})
 	<-gctx.Done()
-	d.log.Info("shutting down", "timeout", d.cfg.Limits.Shutdown)
-	d.health.set("shutting down")
-	if err := notifySystemd(d.env.getenv, "STOPPING=1"); err != nil {
-		d.log.Warn("systemd not told", "cause", err)
+	if err := app.store.Healthy(); err != nil && ctx.Err() == nil {
+		d.health.set("the array is being opened again: " + err.Error())
+	} else {
+		d.stopping()
 	}
 	deadline, cancel := context.WithTimeout(context.Background(), d.cfg.Limits.Shutdown)
 	defer cancel()
@@ -335,6 +365,15 @@ func (d *daemon) serve(ctx context.Context, eps []*endpoint, certs *certs) error
 		})
 	}
 	return g.Wait()
+}
+
+// stopping tells everybody who asks that the process is about to end.
+func (d *daemon) stopping() {
+	d.log.Info("shutting down", "timeout", d.cfg.Limits.Shutdown)
+	d.health.set("shutting down")
+	if err := notifySystemd(d.env.getenv, "STOPPING=1"); err != nil {
+		d.log.Warn("systemd not told", "cause", err)
+	}
 }
 
 // maintain renews the certificate and reloads on SIGHUP until ctx ends.

@@ -99,14 +99,23 @@ type bucketChange struct {
 	remove string
 }
 
-// Position returns the last stripe whose records the index holds durably.
+// Position returns the last stripe whose records the index holds durably. A corrupt index holds none: what opens the array then calls
+// Reset and replays the whole log.
 func (s *Store) Position() (disk.Position, error) {
+	p, err := s.position()
+	if errors.Is(err, index.ErrCorrupt) {
+		s.logger.Warn("index corrupt: it is rebuilt from the log", "error", err)
+		return disk.Position{}, nil
+	}
+	return p, s.checkIndex(err)
+}
+
+func (s *Store) position() (disk.Position, error) {
 	b, err := s.idx.DurablePosition()
 	if err != nil || len(b) == 0 {
-		return disk.Position{}, s.checkIndex(err)
+		return disk.Position{}, err
 	}
-	p, err := decodePosition(b)
-	return p, s.checkIndex(err)
+	return decodePosition(b)
 }
 
 // positionSize is the size of an encoded position: stripe 8, band 8, offset 4, nonce 16, big-endian.
@@ -126,7 +135,8 @@ func decodePosition(b []byte) (disk.Position, error) {
 }
 
 // Apply takes the records of one packed stripe into the index. It is the only writer of the index. Records may come live, in a
-// replay, or again: the higher sequence number of a key wins.
+// replay, or again: the higher sequence number of a key wins. When it fails with ErrIndex, in a replay as well, the Store is to be made
+// anew.
 func (s *Store) Apply(p disk.Position, entries []disk.Entry) error {
 	a := &s.applier
 	a.batch, a.band, a.bytes, a.buckets = s.idx.NewBatch(), p.Band, 0, a.buckets[:0]
@@ -159,7 +169,6 @@ func (s *Store) Apply(p disk.Position, entries []disk.Entry) error {
 
 // Reset drops the whole index: a replay of the log follows. It comes before Start only.
 func (s *Store) Reset() error {
-	s.buckets.clear()
 	if err := s.idx.Close(); err != nil {
 		s.logger.Warn("index to be dropped does not close", "error", err)
 	}

@@ -268,7 +268,7 @@ func (w *sealer) bulk(ctx context.Context, out *sealedBody) (err error) {
 		defer wg.Wait()
 		defer close(queue)
 	}
-	sw := stripes{ctx: ctx, log: log}
+	sw := stripes{ctx: ctx, log: log, hold: w.s.opt.stripeHold}
 	defer sw.abort()
 	for i := int64(0); ; i++ {
 		if err := w.src.fill(2); err != nil {
@@ -306,15 +306,31 @@ func (w *sealer) bulk(ctx context.Context, out *sealedBody) (err error) {
 // need not wait for the processor nor the processor for the disks.
 const maxFlying = 2
 
-// stripes writes the slots of one stream to bulk stripes: one is filled while at most maxFlying are on their way to the disks.
+// stripeHold is how long a stripe may be filled. Its memory is one of a few dozen pieces that all uploads share: a client that sends
+// slowly, or not at all, must not keep it from the others.
+const stripeHold = 10 * time.Second
+
+// stripes writes the slots of one stream to bulk stripes: one is filled while at most maxFlying are on their way to the disks. A stripe
+// that is not full after the hold time is committed as it is, also while its stream waits for the client.
 type stripes struct {
-	ctx    context.Context
-	log    Log
-	w      StripeWriter // being filled; nil: none
-	slots  int          // in w
-	used   int          // of them
-	done   []disk.Stripe
-	flying []chan committed // oldest first
+	ctx  context.Context
+	log  Log
+	hold time.Duration
+
+	// mu guards all below. The stream's goroutine holds it for whole calls, and the timer of a stripe while it launches it: neither has
+	// anything else to do meanwhile. It is not held while the stream waits for its client.
+	mu      sync.Mutex
+	w       StripeWriter // being filled; nil: none
+	filling bool         // a slot of w is in the stream's hands
+	late    bool         // w was held for too long
+	slots   int          // in w
+	used    int          // of them
+	most    int          // slots that the next stripe may have; 0: all
+	timer   *time.Timer  // of w
+	timers  sync.WaitGroup
+	err     error // of a launch by the timer
+	done    []disk.Stripe
+	flying  []chan committed // oldest first
 }
 
 type committed struct {
@@ -322,38 +338,83 @@ type committed struct {
 	err    error
 }
 
-// slot returns the memory of the next segment. left is how many segments are to come, this one included, -1 when unknown. A
-// stream of known length is cut into stripes of equal size, so that none is a costly small one.
+// slot returns the memory of the next segment, which is there to be put in. left is how many segments are to come, this one
+// included, -1 when unknown. A stream of known length is cut into stripes of equal size, so that none is a costly small one.
 func (s *stripes) slot(left int64) ([]byte, error) {
-	if s.w == nil {
-		n := int64(s.log.MaxStripeSegments())
-		if left >= 0 {
-			full := (left + n - 1) / n
-			n = (left + full - 1) / full
-		}
-		w, err := s.log.NewStripe(s.ctx, int(n))
-		if err != nil {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.err != nil {
+		return nil, s.err
+	}
+	for len(s.flying) > 0 && len(s.flying[0]) > 0 { // a stripe that failed ends the stream now and not when the client is done
+		if err := s.land(); err != nil {
 			return nil, err
 		}
-		s.w, s.slots, s.used = w, int(n), 0
 	}
+	if s.w == nil {
+		if err := s.begin(left); err != nil {
+			return nil, err
+		}
+	}
+	s.filling = true
 	return s.w.Slot(s.used), nil
+}
+
+// begin takes memory for a stripe; mu is held.
+func (s *stripes) begin(left int64) error {
+	n := int64(s.log.MaxStripeSegments())
+	if s.most > 0 {
+		n = min(n, int64(s.most))
+	}
+	if left >= 0 {
+		full := (left + n - 1) / n
+		n = (left + full - 1) / full
+	}
+	w, err := s.log.NewStripe(s.ctx, int(n))
+	if err != nil {
+		return err
+	}
+	s.w, s.slots, s.used, s.late = w, int(n), 0, false
+	s.timers.Add(1)
+	s.timer = time.AfterFunc(s.hold, func() {
+		defer s.timers.Done()
+		s.expire(w)
+	})
+	return nil
+}
+
+// expire launches a stripe that was held for too long, or leaves that to filled while the stream works on it.
+func (s *stripes) expire(w StripeWriter) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.w != w {
+		return
+	}
+	if s.late = true; !s.filling {
+		s.err = s.launch()
+	}
 }
 
 // filled says that the slot holds its segment.
 func (s *stripes) filled() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.used++
 	if err := s.w.Sealed(s.used); err != nil {
 		return err
 	}
-	if s.used < s.slots {
+	s.filling = false
+	if s.used < s.slots && !s.late {
 		return nil
 	}
 	return s.launch()
 }
 
-// launch commits the filled stripe in the background.
+// launch commits the stripe in the background; mu is held. A stream that did not fill it in time is given twice the room that it used
+// the next time, and so on until its stripes are full again.
 func (s *stripes) launch() error {
+	s.stopTimer()
+	s.most = 2 * s.used
 	for len(s.flying) >= maxFlying {
 		if err := s.land(); err != nil {
 			return err
@@ -368,7 +429,15 @@ func (s *stripes) launch() error {
 	return nil
 }
 
-// land waits for the oldest stripe in flight.
+// stopTimer ends the timer of the stripe being filled, unless it runs already; mu is held.
+func (s *stripes) stopTimer() {
+	if s.timer != nil && s.timer.Stop() {
+		s.timers.Done()
+	}
+	s.timer = nil
+}
+
+// land waits for the oldest stripe in flight; mu is held.
 func (s *stripes) land() error {
 	c := <-s.flying[0]
 	s.flying = s.flying[1:]
@@ -381,6 +450,11 @@ func (s *stripes) land() error {
 
 // finish makes all segments durable and returns where they are.
 func (s *stripes) finish() ([]disk.Stripe, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.err != nil {
+		return nil, s.err
+	}
 	if s.w != nil {
 		if err := s.launch(); err != nil {
 			return nil, err
@@ -394,8 +468,11 @@ func (s *stripes) finish() ([]disk.Stripe, error) {
 	return s.done, nil
 }
 
-// abort ends what finish did not: it gives the memory back. Stripes already committed are garbage that no record names.
+// abort ends what finish did not: it gives the memory back. Stripes already committed are garbage that no record names. It comes last,
+// after finish as well, and waits for a timer that may still run.
 func (s *stripes) abort() {
+	s.mu.Lock()
+	s.stopTimer()
 	if s.w != nil {
 		s.w.Discard()
 		s.w = nil
@@ -404,6 +481,8 @@ func (s *stripes) abort() {
 		<-landed
 	}
 	s.flying = nil
+	s.mu.Unlock()
+	s.timers.Wait()
 }
 
 // randomETag stands for the MD5 where S3 does not show it: with customer keys.

@@ -17,13 +17,13 @@ func (s *Store) openIndex() error {
 		if err := RebuildIndex(s.opt.IndexDir); err != nil {
 			return err
 		}
-		s.broken.Store(false)
 		err = s.tryIndex()
 	}
 	return err
 }
 
 func (s *Store) tryIndex() (err error) {
+	s.buckets.clear()
 	s.idx, err = index.Open(index.Options{Dir: s.opt.IndexDir, Keys: s.keys, FormatKey: s.array, Logger: s.logger})
 	if err != nil {
 		return err
@@ -79,15 +79,6 @@ func (s *Store) Checkpoint() error {
 	}
 	s.stats.checkpoints.Add(1)
 	return nil
-}
-
-// closeIndex makes a last checkpoint. An index that proved corrupt is removed instead.
-func (s *Store) closeIndex() error {
-	if s.broken.Load() {
-		err := s.idx.Close()
-		return errors.Join(err, RebuildIndex(s.opt.IndexDir))
-	}
-	return errors.Join(s.Checkpoint(), s.idx.Close())
 }
 
 // RebuildIndex removes the index in dir, so that the next start replays the whole log. No Store may have it open.

@@ -134,10 +134,28 @@ func (s *Store) bucketEmpty(id uint64) (bool, error) {
 	return true, nil
 }
 
-// checkIndex notes that the index proved corrupt. It is a cache: the next start builds it anew from the log.
+// checkIndex makes an error of the index one that wraps ErrIndex. An index that proved corrupt is out of service from here on: one entry
+// that is wrong says that others may be.
 func (s *Store) checkIndex(err error) error {
-	if errors.Is(err, index.ErrCorrupt) && !s.broken.Swap(true) {
-		s.logger.Error("index corrupt: it is rebuilt from the log at the next start", "error", err)
+	if errors.Is(err, index.ErrCorrupt) {
+		s.idx.Fail(err)
+	} else if !errors.Is(err, index.ErrQuarantined) {
+		return err
 	}
-	return err
+	if errors.Is(err, ErrIndex) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", ErrIndex, err)
+}
+
+// Failed is closed when the index fails: from then on calls answer ErrIndex. The Store is to be closed and made anew, which rebuilds
+// an index that proved corrupt. Failed comes after Start only.
+func (s *Store) Failed() <-chan struct{} { return s.idx.Failed() }
+
+// Healthy returns nil while the index works, and why it does not with ErrIndex.
+func (s *Store) Healthy() error {
+	if err := s.idx.Healthy(); err != nil {
+		return s.checkIndex(err)
+	}
+	return nil
 }

@@ -44,11 +44,16 @@ type Options struct {
 	// 0 means the default.
 	Copies int
 	Logger *slog.Logger // nil: discard
+
+	stripeHold time.Duration // tests: another than stripeHold
 }
 
 // Store is the buckets and objects of one array. It implements disk.State: New opens the index, opening the array with the Store
 // as its State replays what the index lacks, and Start takes the array into use. Calls before Start answer ErrClosed. It is safe
 // for concurrent use.
+//
+// The index is a cache of the log. When it fails, the Store is of no more use and says so by Failed: whoever closes it and makes
+// another, over the same directory, has all back.
 type Store struct {
 	opt     Options
 	keys    *kms.Keyring
@@ -63,8 +68,7 @@ type Store struct {
 	locks   locks
 	logger  *slog.Logger
 
-	applier   applier     // of Apply, whose calls never overlap
-	broken    atomic.Bool // the index proved corrupt: Close removes it
+	applier   applier // of Apply, whose calls never overlap
 	stats     counters
 	copies    chan struct{} // holds one for each copy of a large body that runs
 	wake      chan struct{} // a checkpoint is due
@@ -98,6 +102,9 @@ func New(opt Options) (*Store, error) {
 	}
 	if opt.Copies <= 0 {
 		opt.Copies = DefaultCopies
+	}
+	if opt.stripeHold <= 0 {
+		opt.stripeHold = stripeHold
 	}
 	alg, ok := seal.ByPrimitive(opt.Cipher)
 	if !ok {
@@ -143,7 +150,7 @@ func (s *Store) Close() error {
 			s.stop()
 		}
 		s.wg.Wait()
-		err = s.closeIndex()
+		err = s.idx.Close()
 		s.secrets.Close()
 	})
 	return err

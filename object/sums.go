@@ -12,9 +12,11 @@ import (
 
 // digests makes and keeps hash states.
 type digests struct {
-	crypto           *hw.Engine
-	md5, sha1, sha2  sync.Pool
-	mMD5, mSum, mSHA *hw.Meter
+	crypto          *hw.Engine
+	md5, sha1, sha2 sync.Pool
+	mMD5, mSHA      *hw.Meter
+	mCRC64          *hw.Meter
+	mCRC32, mCRC32C *hw.Meter
 }
 
 func newDigests(e *hw.Engine) *digests {
@@ -24,8 +26,9 @@ func newDigests(e *hw.Engine) *digests {
 		sha1:   sync.Pool{New: func() any { return sha1.New() }},
 		sha2:   sync.Pool{New: func() any { return e.NewHash(hw.SHA256) }},
 		mMD5:   e.Meter(hw.MD5, hw.Sum),
-		mSum:   e.Meter(hw.CRC64NVME, hw.Sum),
 		mSHA:   e.Meter(hw.SHA256, hw.Sum),
+
+		mCRC64: e.Meter(hw.CRC64NVME, hw.Sum), mCRC32: e.Meter(hw.CRC32, hw.Sum), mCRC32C: e.Meter(hw.CRC32C, hw.Sum),
 	}
 }
 
@@ -52,21 +55,23 @@ func (d *digests) checksum(a Algo) checksummer {
 }
 
 func (c *checksummer) update(p []byte) {
+	t := time.Now()
+	var m *hw.Meter
 	switch c.algo {
 	case AlgoCRC64NVME:
-		t := time.Now()
-		c.crc = c.d.crypto.CRC64NVME(c.crc, p)
-		c.d.mSum.Add(len(p), time.Since(t))
+		c.crc, m = c.d.crypto.CRC64NVME(c.crc, p), c.d.mCRC64
 	case AlgoCRC32:
-		c.crc = uint64(c.d.crypto.CRC32(uint32(c.crc), p))
+		c.crc, m = uint64(c.d.crypto.CRC32(uint32(c.crc), p)), c.d.mCRC32
 	case AlgoCRC32C:
-		c.crc = uint64(c.d.crypto.CRC32C(uint32(c.crc), p))
-	case AlgoSHA1:
+		c.crc, m = uint64(c.d.crypto.CRC32C(uint32(c.crc), p)), c.d.mCRC32C
+	case AlgoSHA1: // no primitive of package hw
 		c.sha.Write(p)
 	case AlgoSHA256:
-		t := time.Now()
 		c.sha.Write(p)
-		c.d.mSHA.Add(len(p), time.Since(t))
+		m = c.d.mSHA
+	}
+	if m != nil {
+		m.Add(len(p), time.Since(t))
 	}
 }
 

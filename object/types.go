@@ -41,10 +41,12 @@ var (
 	ErrPartKeyRequired = errors.New("part without the upload's customer key")
 	ErrPartKeyMismatch = errors.New("part key differs from the upload's")
 
-	ErrFull      = disk.ErrFull
-	ErrReadOnly  = disk.ErrReadOnly
-	ErrCorrupt   = disk.ErrCorrupt
-	ErrClosed    = disk.ErrClosed
+	ErrFull     = disk.ErrFull
+	ErrReadOnly = disk.ErrReadOnly
+	ErrCorrupt  = disk.ErrCorrupt
+	ErrClosed   = disk.ErrClosed
+	// ErrIndex: the index failed, and with it the Store. Nothing is lost: the log has all.
+	ErrIndex     = errors.New("index failed")
 	ErrShortBody = errors.New("body shorter than its declared size")
 
 	// ErrBadDigest: complete claims another checksum for the object than its parts add up to. ErrSizeMismatch: another size.

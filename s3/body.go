@@ -16,9 +16,10 @@ import (
 	"coffer/s3/internal/sigv4"
 )
 
-// minBodyRate is how many bytes a second a client must send on average, beyond one idle period of grace. The time that this
-// server takes to store them does not count.
-const minBodyRate = 1 << 10
+// minProgress is how many bytes a client must send in each idle timeout while its body is under way: one segment of the store, since a
+// body that is slower holds memory and a connection for next to nothing. The time that this server takes to store them does not
+// count, and what was sent before is no credit.
+const minProgress = 64 << 10
 
 // errIdle ends the body of a client that sends nothing or next to nothing.
 var errIdle = errors.New("client sends too slowly")
@@ -35,7 +36,8 @@ type wire struct {
 	w      *response
 	idle   time.Duration
 	armed  time.Time
-	waited time.Duration // in Read
+	waited time.Duration // in Read, since the last time that minProgress was looked for
+	before int64         // what had come until then
 	n      int64
 }
 
@@ -50,8 +52,13 @@ func (b *wire) Read(p []byte) (int, error) {
 	b.n += int64(n)
 	b.waited += time.Since(start)
 	switch {
-	case errors.Is(err, os.ErrDeadlineExceeded), err == nil && b.waited > b.idle+time.Duration(b.n/minBodyRate)*time.Second:
+	case errors.Is(err, os.ErrDeadlineExceeded):
 		return n, errIdle
+	case err == nil && b.waited > b.idle:
+		if b.n-b.before < minProgress {
+			return n, errIdle
+		}
+		b.waited, b.before = 0, b.n
 	case err != nil:
 		// net/http watches the connection from here on: a deadline would look to it as if the client had left.
 		b.w.ctl.SetReadDeadline(time.Time{})
@@ -76,7 +83,7 @@ func (s *Server) openBody(c *call) error {
 			how.Payload = sigv4.PayloadStreamUnsignedTrailer
 		}
 	}
-	b, err := chunked.Open(&r, how)
+	b, err := chunked.Open(&r, how, s.opt.SHA256)
 	if err != nil {
 		return err
 	}

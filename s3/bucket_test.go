@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"fmt"
 	"net/url"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -297,6 +298,43 @@ func TestDeleteObjects(t *testing.T) {
 	}
 	e.refused("POST", "/none?delete", hdr(md5Header(quiet)...), quiet, "404 NoSuchBucket")
 	e.send(e.unsigned("POST", "/bkt?delete", hdr(md5Header(quiet)...), strings.NewReader(quiet))).mustBe("403 AccessDenied")
+}
+
+// What a list shows can be deleted, in the form in which the list shows it.
+func TestDeleteOddKeys(t *testing.T) {
+	e := newEnv(t)
+	odd := map[string]string{"a%01b": "a\x01b", "%00": "\x00", "n%EF%BF%BFl": "n\uffffl", "%26%23x1%3B": "&#x1;", "\u00fc%0D": "\u00fc\r"}
+	for path := range odd {
+		e.ok("PUT", "/bkt/"+path, nil, "x")
+	}
+	list := e.ok("GET", "/bkt?list-type=2", nil, "").body
+	var doc strings.Builder
+	doc.WriteString("<Delete>")
+	for _, m := range regexp.MustCompile(`<Key>[^<]*</Key>`).FindAllString(list, -1) {
+		doc.WriteString("<Object>" + m + "</Object>")
+	}
+	doc.WriteString("</Delete>")
+	a := e.ok("POST", "/bkt?delete", hdr(md5Header(doc.String())...), doc.String())
+	if n := len(e.store.buckets["bkt"].objects); n != 0 || strings.Contains(a.body, "<Error>") || strings.Count(a.body, "<Deleted>") != len(odd) {
+		t.Errorf("%d left of %s\nasked: %s\nanswer: %s", n, list, doc.String(), a.body)
+	}
+
+	// Nothing that could mean another key is guessed at.
+	for key, want := range map[string]string{
+		"&#1;": "\x01", "&#x0001;": "\x01", "\U00100001": "\U00100001", "&#x100001;": "\U00100001", "&amp;#x1;": "&#x1;",
+		"<![CDATA[&#x21;]]>": "&#x21;", "&#xD800;": "", "&#x110000;": "", "&#99999999999;": "",
+		"&#x1;\U00100001": "", "&#x1;&#1048577;": "", "<![CDATA[x]]>&#x1;": "",
+	} {
+		var doc deleteXML
+		err := decodeDelete([]byte("<Delete><Object><Key>"+key+"</Key></Object></Delete>"), &doc)
+		if want == "" {
+			if err == nil {
+				t.Errorf("%q became %q", key, doc.Objects[0].Key)
+			}
+		} else if err != nil || doc.Objects[0].Key != want {
+			t.Errorf("%q: %+v, %v", key, doc, err)
+		}
+	}
 }
 
 func TestStoreErrors(t *testing.T) {

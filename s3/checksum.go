@@ -72,7 +72,6 @@ func algoName(a object.Algo) string {
 type claim struct {
 	alg     *algorithm // nil: no claim
 	sum     []byte     // nil: it comes in the trailer
-	parts   int        // of a composite sum, behind its "-"
 	md5     []byte     // Content-MD5
 	trailer bool
 }
@@ -145,18 +144,30 @@ func (cl claim) checkSDK(name string) error {
 	return nil
 }
 
-// setSum decodes a sum in base64, with the number of parts behind it if it is composite.
+// setSum decodes a sum in base64.
 func (cl *claim) setSum(v string) error {
-	text, parts, composite := strings.Cut(v, "-")
-	sum, err := base64.StdEncoding.DecodeString(text)
-	if err == nil && composite {
-		cl.parts, err = strconv.Atoi(parts)
-	}
-	if err != nil || len(sum) != cl.alg.size || composite && (cl.parts < 1 || cl.parts > object.MaxParts) {
+	sum, err := base64.StdEncoding.DecodeString(v)
+	if err != nil || len(sum) != cl.alg.size {
 		return errInvalidRequest.say("Value for %s header is invalid.", cl.alg.header)
 	}
 	cl.sum = sum
 	return nil
+}
+
+// cutParts takes the number of parts off the composite sum in h, as "sum-parts", and returns it, 0 if there is none. Only
+// CompleteMultipartUpload may claim such a sum.
+func cutParts(h http.Header) (parts int, err error) {
+	for i := range algorithms {
+		sum, n, ok := strings.Cut(h.Get(algorithms[i].header), "-")
+		if !ok {
+			continue
+		}
+		if parts, err = strconv.Atoi(n); err != nil || parts < 1 || parts > object.MaxParts {
+			return 0, errInvalidRequest.say("Value for %s header is invalid.", algorithms[i].header)
+		}
+		h.Set(algorithms[i].header, sum)
+	}
+	return parts, nil
 }
 
 // check compares what was claimed with what was computed over the body.
@@ -228,7 +239,7 @@ func (x *checksumXML) claimed() (object.Checksum, error) {
 			continue
 		}
 		cl := claim{alg: &algorithms[i]}
-		if err := cl.setSum(v); err != nil || cl.parts != 0 || sum.Algo != object.AlgoNone {
+		if err := cl.setSum(v); err != nil || sum.Algo != object.AlgoNone {
 			return sum, errMalformedXML
 		}
 		sum = object.Checksum{Algo: cl.alg.algo, Sum: cl.sum}

@@ -223,6 +223,7 @@ var storeErrors = []struct {
 	{object.ErrFull, errStorageFull},
 	{object.ErrReadOnly, errServiceUnavailable},
 	{object.ErrClosed, errServiceUnavailable},
+	{object.ErrIndex, errServiceUnavailable},
 	{object.ErrShortBody, errIncompleteBody},
 	{object.ErrBadDigest, errBadDigest.say("The checksum you specified did not match the calculated checksum.")},
 	{object.ErrSizeMismatch, errInvalidRequest.say("The provided 'x-amz-mp-object-size' header does not match what was computed.")},

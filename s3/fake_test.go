@@ -134,7 +134,11 @@ func sums(data []byte, algo object.Algo) object.Sums {
 	return object.Sums{Size: int64(len(data)), MD5: sum[:], Checksum: object.Checksum{Algo: algo, Sum: sumOf(algorithmOf(algo).new(), data)}}
 }
 
+// readBody takes no byte more than it must, as a store may: what comes behind the last one is the protocol's to read.
 func readBody(body io.Reader, size int64, check func(object.Sums) error, algo object.Algo) ([]byte, object.Sums, error) {
+	if size >= 0 {
+		body = io.LimitReader(body, size)
+	}
 	data, err := io.ReadAll(body)
 	if err != nil {
 		return nil, object.Sums{}, fmt.Errorf("read body: %w", err)

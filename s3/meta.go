@@ -5,6 +5,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 
 	"coffer/object"
@@ -129,15 +130,20 @@ func checkTags(tags map[string]string) error {
 	}
 	for k, v := range tags {
 		switch {
-		case k == "" || utf8.RuneCountInString(k) > maxTagKey:
+		case k == "" || utf8.RuneCountInString(k) > maxTagKey || strings.ContainsFunc(k, notInTag):
 			return errInvalidTag.say("The TagKey you have provided is invalid")
-		case utf8.RuneCountInString(v) > maxTagValue:
+		case utf8.RuneCountInString(v) > maxTagValue || strings.ContainsFunc(v, notInTag):
 			return errInvalidTag.say("The TagValue you have provided is invalid")
 		case strings.HasPrefix(k, "aws:"):
 			return errInvalidTag.say("System tags cannot be added/updated by requester")
 		}
 	}
 	return nil
+}
+
+// notInTag reports characters that tags cannot have (S3 User Guide: letters, digits, space and + - = . _ : / @).
+func notInTag(r rune) bool {
+	return !unicode.In(r, unicode.L, unicode.N, unicode.Z) && !strings.ContainsRune("+-=._:/@", r)
 }
 
 // checkObjectACL admits the canned ACLs that mean what a bucket without ACLs does anyway (S3 User Guide, "Controlling ownership of

@@ -4,11 +4,15 @@ import (
 	"errors"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 
 	"coffer/object"
 )
+
+// headerCopyRange says which bytes of its source UploadPartCopy copies.
+const headerCopyRange = "x-amz-copy-source-range"
 
 // maxUploadID bounds an upload id from a client; the store's are shorter.
 const maxUploadID = 256
@@ -73,6 +77,9 @@ func (c *call) partTarget() (partTarget, error) {
 }
 
 func (s *Server) uploadPart(c *call) error {
+	if err := noCopyHeaders(c.r.Header); err != nil {
+		return err
+	}
 	t, err := c.partTarget()
 	if err != nil {
 		return err
@@ -81,10 +88,8 @@ func (s *Server) uploadPart(c *call) error {
 	if err != nil {
 		return err
 	}
-	if u.claim.alg != nil {
-		if err := s.checkPartAlgorithm(c, t.upload, u.claim.alg); err != nil {
-			return err
-		}
+	if err := s.checkPartAlgorithm(c, t.upload, u.claim.alg); err != nil {
+		return err
 	}
 	p, err := s.opt.Store.PutPart(c.ctx, c.bucket, c.key, t.upload, t.number, c.body, object.PartOptions{
 		Size: u.size, SSE: t.sse, Checksum: u.claim.algo(), NeedMD5: u.claim.md5 != nil, Check: u.check,
@@ -105,20 +110,25 @@ func (s *Server) uploadPart(c *call) error {
 	return c.empty(http.StatusOK)
 }
 
-// checkPartAlgorithm compares the algorithm that a part claims with that of its upload, as AWS does. Parts of an upload that
-// named none may claim any, as SDKs with default checksums do; the claim is verified and the upload's default kept.
+// checkPartAlgorithm compares the algorithm that a part claims, nil for none, with that of its upload, as AWS does. Parts of an
+// upload that named none may claim any, as SDKs with default checksums do; the claim is verified and the upload's default kept. A
+// composite checksum is one over the claims, so that each part needs one.
 func (s *Server) checkPartAlgorithm(c *call, id string, got *algorithm) error {
 	page, err := s.opt.Store.ListParts(c.ctx, c.bucket, c.key, id, object.MaxParts, 1)
 	if err != nil {
 		return err
 	}
-	switch want := page.Upload.Checksum; want {
-	case object.AlgoNone, object.AlgoCRC64NVME, got.algo:
+	u, name := page.Upload, "null"
+	switch {
+	case got == nil && !u.Composite:
 		return nil
-	default:
-		return errInvalidRequest.say("Checksum Type mismatch occurred, expected checksum Type: %s, actual checksum Type: %s",
-			strings.ToLower(algoName(want)), strings.ToLower(got.name))
+	case got != nil && (u.Checksum == object.AlgoNone || u.Checksum == object.AlgoCRC64NVME || u.Checksum == got.algo):
+		return nil
+	case got != nil:
+		name = strings.ToLower(got.name)
 	}
+	return errInvalidRequest.say("Checksum Type mismatch occurred, expected checksum Type: %s, actual checksum Type: %s",
+		strings.ToLower(algoName(u.Checksum)), name)
 }
 
 func (s *Server) uploadPartCopy(c *call) error {
@@ -130,7 +140,7 @@ func (s *Server) uploadPartCopy(c *call) error {
 	if err != nil {
 		return err
 	}
-	if src.Range, err = parseCopyRange(c.r.Header.Get("X-Amz-Copy-Source-Range")); err != nil {
+	if src.Range, err = parseCopyRange(c.r.Header.Get(headerCopyRange)); err != nil {
 		return err
 	}
 	conditions := src.Check
@@ -145,7 +155,7 @@ func (s *Server) uploadPartCopy(c *call) error {
 	case errors.Is(err, object.ErrRange):
 		return s.badCopyRange(c, src)
 	case err != nil:
-		return sourceError(err, src)
+		return s.sourceError(c, err, src)
 	}
 	setSSE(c.w.Header(), t.sse)
 	return c.xml(copyPartXML{LastModified: xmlTime(p.Modified), ETag: quoteETag(p.ETag), checksumXML: checksumDoc(p.Checksum, 0)})
@@ -157,7 +167,7 @@ func (s *Server) badCopyRange(c *call, src object.CopySource) error {
 	if err != nil {
 		return err
 	}
-	return invalidArgument("x-amz-copy-source-range", c.r.Header.Get("X-Amz-Copy-Source-Range"), "Range specified is not valid for source object of size: %d", o.Size)
+	return invalidArgument(headerCopyRange, c.r.Header.Get(headerCopyRange), "Range specified is not valid for source object of size: %d", o.Size)
 }
 
 func (s *Server) completeUpload(c *call) error {
@@ -187,6 +197,10 @@ func (s *Server) completeUpload(c *call) error {
 func (s *Server) completeOptions(c *call, id string) (opt object.CompleteOptions, err error) {
 	h := c.r.Header.Clone()
 	h.Del("X-Amz-Sdk-Checksum-Algorithm") // says how the SDK would sum the document
+	parts, err := cutParts(h)
+	if err != nil {
+		return opt, err
+	}
 	cl, err := parseClaim(h)
 	if err != nil {
 		return opt, err
@@ -205,7 +219,7 @@ func (s *Server) completeOptions(c *call, id string) (opt object.CompleteOptions
 	if opt.Parts, err = doc.parts(); err != nil {
 		return opt, err
 	}
-	if cl.parts > 0 && cl.parts != len(opt.Parts) {
+	if parts > 0 && parts != len(opt.Parts) {
 		return opt, errBadDigest.say("The %s you specified did not match the calculated checksum.", cl.alg.name)
 	}
 	opt.Size = -1
@@ -220,19 +234,17 @@ func (s *Server) completeOptions(c *call, id string) (opt object.CompleteOptions
 	if opt.SSE, err = readSSE(c.r); err != nil {
 		return opt, err
 	}
-	opt.Checksum, err = s.completeChecksum(c, id, cl)
+	opt.Checksum, err = s.completeChecksum(c, id, cl, opt.Parts)
+	opt.Checksum.Composite = opt.Checksum.Composite || parts > 0
 	return opt, err
 }
 
-// completeChecksum reads the checksum of the object that a client completes with. Whether that is of the full object or of the
-// parts' checksums is decided by the upload: clients send composite ones with and without "-parts" behind them.
-func (s *Server) completeChecksum(c *call, id string, cl claim) (sum object.Checksum, err error) {
-	typ := c.r.Header.Get("X-Amz-Checksum-Type")
+// completeChecksum reads the checksum of the object that a client completes with, and makes sure that each part of a composite one
+// is vouched for, as AWS does. Whether a sum is of the full object or of the parts' checksums is decided by the upload: clients send
+// composite ones with and without "-parts" behind them.
+func (s *Server) completeChecksum(c *call, id string, cl claim, parts []object.CompletePart) (sum object.Checksum, err error) {
 	if cl.alg != nil && !cl.trailer {
-		sum = object.Checksum{Algo: cl.alg.algo, Sum: cl.sum, Composite: cl.parts > 0 || typ == typeComposite}
-	}
-	if typ == "" && sum.Algo == object.AlgoNone {
-		return sum, nil
+		sum = object.Checksum{Algo: cl.alg.algo, Sum: cl.sum}
 	}
 	page, err := s.opt.Store.ListParts(c.ctx, c.bucket, c.key, id, object.MaxParts, 1)
 	if errors.Is(err, object.ErrNoSuchUpload) {
@@ -240,12 +252,15 @@ func (s *Server) completeChecksum(c *call, id string, cl claim) (sum object.Chec
 	} else if err != nil {
 		return sum, err
 	}
-	if want := uploadType(page.Upload.Checksum, page.Upload.Composite); typ != "" && want != "" && typ != want {
+	u := page.Upload
+	if typ, want := c.r.Header.Get("X-Amz-Checksum-Type"), uploadType(u.Checksum, u.Composite); typ != "" && want != "" && typ != want {
 		return sum, errInvalidRequest.say("The upload was created using the %s checksum mode. The complete request must use the same checksum mode.", want)
 	}
-	if cl.parts == 0 {
-		sum.Composite = page.Upload.Composite
+	if i := slices.IndexFunc(parts, func(p object.CompletePart) bool { return p.Checksum.Algo != u.Checksum }); u.Composite && i >= 0 {
+		return sum, errInvalidRequest.say("The upload was created using a %s checksum. The complete request must include the checksum for each part. It was missing for part %d in the request.",
+			strings.ToLower(algoName(u.Checksum)), parts[i].Number)
 	}
+	sum.Composite = u.Composite && cl.alg != nil
 	return sum, nil
 }
 

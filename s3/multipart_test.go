@@ -33,6 +33,19 @@ func completeDoc(etags ...string) string {
 	return b.String() + "</CompleteMultipartUpload>"
 }
 
+// completeSums is the same with the CRC32 of each part that has a body.
+func completeSums(etags, bodies []string) string {
+	var b strings.Builder
+	for i, tag := range etags {
+		sum := ""
+		if i < len(bodies) {
+			sum = "<ChecksumCRC32>" + checksumOf("CRC32", bodies[i]) + "</ChecksumCRC32>"
+		}
+		fmt.Fprintf(&b, "<Part><PartNumber>%d</PartNumber><ETag>%s</ETag>%s</Part>", i+1, strings.ReplaceAll(tag, `"`, "&quot;"), sum)
+	}
+	return "<CompleteMultipartUpload>" + b.String() + "</CompleteMultipartUpload>"
+}
+
 func TestMultipart(t *testing.T) {
 	e := newEnv(t)
 	golden(t, "upload-create", e.ok("POST", "/bkt/other?uploads", nil, "").body)
@@ -51,35 +64,47 @@ func TestMultipart(t *testing.T) {
 
 	e.refused("PUT", target+"&partNumber=3", hdr("x-amz-checksum-sha256", checksumOf("SHA256", "x")), "x", "400 InvalidRequest")
 	e.refused("PUT", target+"&partNumber=3", hdr("x-amz-checksum-crc32", checksumOf("CRC32", "y")), "x", "400 BadDigest")
+	e.refused("PUT", target+"&partNumber=3", hdr("x-amz-checksum-crc32", checksumOf("CRC32", "x")+"-1"), "x", "400 InvalidRequest")
+	e.refused("PUT", target+"&partNumber=3", hdr("x-amz-copy-source-range", "bytes=0-1"), "x", "400 InvalidArgument")
+	e.refused("PUT", target+"&partNumber=3", nil, "x", "400 InvalidRequest") // what is composed needs its parts' sums
+	whole, sum := completeSums(tags, partBodies), "<ChecksumCRC32>"+checksumOf("CRC32", partBodies[0])+"</ChecksumCRC32>"
 	for _, n := range []string{"0", "10001", "x", "", "-1", "+1"} {
 		e.refused("PUT", target+"&partNumber="+n, nil, "x", "400 InvalidArgument")
 	}
 	for body, code := range map[string]string{
-		"":                                     "400 InvalidRequest",
-		"<x/>":                                 "400 MalformedXML",
-		completeDoc():                          "400 MalformedXML",
-		completeDoc(tags[0], "nope"):           "400 InvalidPart",
-		completeDoc(tags[0], tags[1], tags[1]): "400 InvalidPart",
-		"<CompleteMultipartUpload><Part><PartNumber>2</PartNumber><ETag>" + tags[1] + "</ETag></Part><Part><PartNumber>1</PartNumber><ETag>" + tags[0] + "</ETag></Part></CompleteMultipartUpload>": "400 InvalidPartOrder",
-		"<CompleteMultipartUpload><Part><PartNumber>0</PartNumber><ETag>x</ETag></Part></CompleteMultipartUpload>":                                                                                  "400 InvalidPart",
-		"<CompleteMultipartUpload><Part><PartNumber>1</PartNumber><ETag>x</ETag><ChecksumCRC32>!</ChecksumCRC32></Part></CompleteMultipartUpload>":                                                  "400 MalformedXML",
+		"":                                 "400 InvalidRequest",
+		"<x/>":                             "400 MalformedXML",
+		completeDoc():                      "400 MalformedXML",
+		completeDoc(tags...):               "400 InvalidRequest",
+		completeSums(tags, partBodies[:1]): "400 InvalidRequest",
+		strings.ReplaceAll(whole, "CRC32>", "CRC32C>"):                                "400 InvalidRequest",
+		strings.Replace(whole, sum, "<ChecksumCRC32>AAAAAA==</ChecksumCRC32>", 1):     "400 InvalidPart",
+		completeSums([]string{tags[0], "nope"}, partBodies):                           "400 InvalidPart",
+		completeSums([]string{tags[0], tags[1], tags[1]}, append(partBodies, "tail")): "400 InvalidPart",
+		strings.NewReplacer("<PartNumber>1<", "<PartNumber>2<", "<PartNumber>2<", "<PartNumber>1<").Replace(
+			completeSums([]string{tags[1], tags[0]}, []string{partBodies[1], partBodies[0]})): "400 InvalidPartOrder",
+		"<CompleteMultipartUpload><Part><PartNumber>0</PartNumber><ETag>x</ETag></Part></CompleteMultipartUpload>":                                 "400 InvalidPart",
+		"<CompleteMultipartUpload><Part><PartNumber>1</PartNumber><ETag>x</ETag><ChecksumCRC32>!</ChecksumCRC32></Part></CompleteMultipartUpload>": "400 MalformedXML",
 	} {
 		e.refused("POST", target, nil, body, code)
 	}
-	e.refused("POST", target, hdr("x-amz-checksum-type", "FULL_OBJECT"), completeDoc(tags...), "400 InvalidRequest")
-	e.refused("POST", target, hdr("x-amz-mp-object-size", "x"), completeDoc(tags...), "400 InvalidArgument")
-	e.refused("POST", target, hdr("x-amz-mp-object-size", "1"), completeDoc(tags...), "400 InvalidRequest")
-	e.refused("POST", target, hdr("x-amz-checksum-crc32", checksumOf("CRC32", "x")+"-2"), completeDoc(tags...), "400 BadDigest")
-	e.refused("POST", target, hdr("x-amz-checksum-crc32", checksumOf("CRC32", "x")+"-3"), completeDoc(tags...), "400 BadDigest")
-	e.refused("POST", "/bkt/wrong-key?uploadId="+id, nil, completeDoc(tags...), "404 NoSuchUpload")
-	e.refused("POST", "/bkt/key?uploadId=", nil, completeDoc(tags...), "404 NoSuchUpload")
+	e.refused("POST", target, hdr("x-amz-checksum-type", "FULL_OBJECT"), whole, "400 InvalidRequest")
+	e.refused("POST", target, hdr("x-amz-mp-object-size", "x"), whole, "400 InvalidArgument")
+	e.refused("POST", target, hdr("x-amz-mp-object-size", "1"), whole, "400 InvalidRequest")
+	e.refused("POST", target, hdr("x-amz-checksum-crc32", checksumOf("CRC32", "x")+"-2"), whole, "400 BadDigest")
+	e.refused("POST", target, hdr("x-amz-checksum-crc32", checksumOf("CRC32", "x")+"-3"), whole, "400 BadDigest")
+	e.refused("POST", "/bkt/wrong-key?uploadId="+id, nil, whole, "404 NoSuchUpload")
+	e.refused("POST", "/bkt/key?uploadId=", nil, whole, "404 NoSuchUpload")
 
 	var partSums []byte
 	for _, body := range partBodies {
 		partSums = append(partSums, sums([]byte(body), object.AlgoCRC32).Checksum.Sum...)
 	}
 	composite := checksumOf("CRC32", string(partSums)) // minio-go sends it without "-2" behind
-	a := e.ok("POST", target, hdr("x-amz-checksum-type", "COMPOSITE", "x-amz-checksum-crc32", composite, "Content-Type", "application/xml"), completeDoc(tags...))
+	for n, code := range map[string]string{"3": "400 BadDigest", "0": "400 InvalidRequest", "10001": "400 InvalidRequest", "": "400 InvalidRequest", "x": "400 InvalidRequest"} {
+		e.refused("POST", target, hdr("x-amz-checksum-crc32", composite+"-"+n), whole, code)
+	}
+	a := e.ok("POST", target, hdr("x-amz-checksum-type", "COMPOSITE", "x-amz-checksum-crc32", composite, "Content-Type", "application/xml"), whole)
 	golden(t, "upload-complete", strings.ReplaceAll(a.body, e.srv.Listener.Addr().String(), "HOST"))
 	e.checkMultipart()
 	e.refused("PUT", target+"&partNumber=3", nil, "x", "404 NoSuchUpload")

@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"fmt"
+	"io"
 	"net/http"
 	"strings"
 	"testing"
@@ -169,6 +170,7 @@ func TestDigests(t *testing.T) {
 		e.ok("PUT", "/bkt/k", hdr(alg.header, sum, "x-amz-sdk-checksum-algorithm", alg.name), "hello").header(alg.header, sum, "x-amz-checksum-type", "FULL_OBJECT")
 		e.ok("GET", "/bkt/k", hdr("x-amz-checksum-mode", "enabled"), "").header(alg.header, sum)
 		e.refused("PUT", "/bkt/bad", hdr(alg.header, sum), "hellO", "400 BadDigest")
+		e.refused("PUT", "/bkt/bad", hdr(alg.header, sum+"-1"), "hello", "400 InvalidRequest") // composite, which only a completion may be
 	}
 	sha := sums([]byte("hello"), object.AlgoSHA256).Checksum.Sum
 	e.ok("PUT", "/bkt/k", hdr("x-amz-content-sha256", hex.EncodeToString(sha)), "hello")
@@ -231,6 +233,29 @@ func TestTrailers(t *testing.T) {
 		h.Del("x-amz-decoded-content-length")
 		return s
 	})
+}
+
+// The final chunk of a signed stream is verified, also behind a body of no byte, of which a store reads nothing.
+func TestFinalChunk(t *testing.T) {
+	e := newEnv(t)
+	empty := hex.EncodeToString(sums(nil, object.AlgoSHA256).Checksum.Sum)
+	for _, good := range []bool{true, false} {
+		h := hdr("x-amz-content-sha256", "STREAMING-AWS4-HMAC-SHA256-PAYLOAD", "x-amz-decoded-content-length", "0")
+		r := e.unsigned("PUT", "/bkt/k", h, nil)
+		now := time.Now().UTC()
+		seed := sign(r, testKey, testSecret, DefaultRegion, now)
+		date := now.Format("20060102T150405Z")
+		scope := date[:8] + "/" + DefaultRegion + "/s3/aws4_request"
+		text := strings.Join([]string{"AWS4-HMAC-SHA256-PAYLOAD", date, scope, seed, empty, empty}, "\n")
+		sig := hex.EncodeToString(hmacSHA(signingKey(testSecret, date[:8], DefaultRegion), text))
+		want := "200"
+		if !good {
+			sig, want = strings.Repeat("0", len(sig)), "403 SignatureDoesNotMatch"
+		}
+		framed := "0;chunk-signature=" + sig + "\r\n\r\n"
+		r.Body, r.ContentLength = io.NopCloser(strings.NewReader(framed)), int64(len(framed))
+		e.send(r).mustBe(want)
+	}
 }
 
 func TestSizes(t *testing.T) {
@@ -332,6 +357,9 @@ func TestCopy(t *testing.T) {
 		{"404 NoSuchKey", []string{"x-amz-copy-source", "bkt/none"}},
 		{"404 NoSuchBucket", []string{"x-amz-copy-source", "none/k"}},
 		{"404 NoSuchVersion", []string{"x-amz-copy-source", src + "?versionId=3"}},
+		{"400 InvalidArgument", []string{"x-amz-copy-source", src, "x-amz-copy-source-range", "bytes=0-1"}},
+		{"400 InvalidArgument", []string{"x-amz-copy-source-range", "bytes=0-1"}},
+		{"400 InvalidArgument", []string{"x-amz-copy-source-if-match", helloMD5}},
 		{"412 PreconditionFailed", []string{"x-amz-copy-source", src, "x-amz-copy-source-if-match", "x"}},
 		{"412 PreconditionFailed", []string{"x-amz-copy-source", src, "x-amz-copy-source-if-none-match", helloMD5}},
 		{"412 PreconditionFailed", []string{"x-amz-copy-source", src, "If-None-Match", "*"}},
@@ -342,16 +370,41 @@ func TestCopy(t *testing.T) {
 	e.ok("PUT", "/bkt/c", hdr("x-amz-copy-source", "bkt/c", "x-amz-metadata-directive", "REPLACE"), "")
 	e.ok("PUT", "/bkt/c", hdr("x-amz-copy-source", "/bkt/c?versionId=null", "x-amz-storage-class", "GLACIER_IR"), "")
 	golden(t, "error-copy-source", e.refused("PUT", "/bkt/c", hdr("x-amz-copy-source", "bkt/none"), "", "404 NoSuchKey").body)
+	for bucket, target := range map[string]string{"none": "/bkt/c", "nowhere": "/none/c"} { // the source is looked for first
+		for _, more := range [][]string{nil, {"x-amz-source-expected-bucket-owner", "1"}} {
+			a := e.refused("PUT", target, hdr(append(more, "x-amz-copy-source", bucket+"/k")...), "", "404 NoSuchBucket")
+			if !strings.Contains(a.body, "<BucketName>"+bucket+"</BucketName>") {
+				t.Errorf("%s to %s: %s", bucket, target, a.body)
+			}
+		}
+	}
+	big := &e.store.buckets["bkt"].objects["src+é"].Size
+	if *big = object.MaxPutSize + 1; e.do("HEAD", "/"+src, nil, "").ContentLength != *big {
+		t.Error("the source is not large")
+	}
+	e.refused("PUT", "/bkt/c", hdr("x-amz-copy-source", src), "", "400 InvalidRequest")
+	*big = object.MaxPutSize
+	e.ok("PUT", "/bkt/c", hdr("x-amz-copy-source", src), "")
+	*big = 5
+
+	a := e.refused("PUT", "/none/c", hdr("x-amz-copy-source", "bkt/c"), "", "404 NoSuchBucket")
+	if !strings.Contains(a.body, "<BucketName>none</BucketName>") {
+		t.Errorf("missing target: %s", a.body)
+	}
 }
 
 func TestTagging(t *testing.T) {
 	e := newEnv(t)
-	e.ok("PUT", "/bkt/k", hdr("x-amz-tagging", "b=2%26&a=1"), "x")
+	e.ok("PUT", "/bkt/k", hdr("x-amz-tagging", "b=2%2B&a=%C3%BC+1"), "x")
 	golden(t, "tagging", e.ok("GET", "/bkt/k?tagging", nil, "").body)
 	e.refused("PUT", "/bkt/k?tagging", nil, "<Tagging/>", "501 NotImplemented")
+	for _, tags := range []string{"a=%00", "a=%26", "%3Ca=b", "a=b%0A", "a=%2B%2A"} {
+		e.refused("PUT", "/bkt/k", hdr("x-amz-tagging", tags), "x", "400 InvalidTag")
+	}
+	e.ok("PUT", "/bkt/k", hdr("x-amz-tagging", "A1%20%2B-=%3D._:/@"), "x")
 
 	// The tags of an object are there without its customer key: the call has no header for one.
-	h := hdr(append(sseHeaders(headerTargetCustomer, bytes.Repeat([]byte("k"), 32)), "x-amz-tagging", "b=2%26&a=1")...)
+	h := hdr(append(sseHeaders(headerTargetCustomer, bytes.Repeat([]byte("k"), 32)), "x-amz-tagging", "b=2%2B&a=%C3%BC+1")...)
 	e.ok("PUT", "/bkt/c", h, "x")
 	golden(t, "tagging", e.ok("GET", "/bkt/c?tagging", nil, "").body)
 }

@@ -21,6 +21,9 @@ func sortedTags(tags map[string]string) []tagXML {
 
 func (s *Server) putObject(c *call) error {
 	h := c.r.Header
+	if err := noCopyHeaders(h); err != nil {
+		return err
+	}
 	meta, err := parseMeta(h)
 	if err != nil {
 		return err
@@ -77,6 +80,16 @@ func directive(h http.Header, name, what string) (replace bool, err error) {
 	}
 }
 
+// noCopyHeaders refuses what describes the source of a copy where there is none: the client meant another call.
+func noCopyHeaders(h http.Header) error {
+	for name, v := range h {
+		if strings.HasPrefix(name, "X-Amz-Copy-Source-") {
+			return invalidArgument(strings.ToLower(name), v[0], "%s needs x-amz-copy-source.", strings.ToLower(name))
+		}
+	}
+	return nil
+}
+
 // copySource reads what CopyObject and UploadPartCopy copy from, and asks whether the caller may read it.
 func (s *Server) copySource(c *call) (object.CopySource, error) {
 	var src object.CopySource
@@ -85,6 +98,7 @@ func (s *Server) copySource(c *call) (object.CopySource, error) {
 	if err != nil {
 		return src, err
 	}
+	src.Bucket, src.Key = bucket, key
 	if err := s.authorize(c, "s3:GetObject", bucket, key); err != nil {
 		return src, err
 	}
@@ -93,10 +107,9 @@ func (s *Server) copySource(c *call) (object.CopySource, error) {
 	}
 	if want := h.Get("X-Amz-Source-Expected-Bucket-Owner"); want != "" {
 		if err := s.requireOwner(c, bucket, want); err != nil {
-			return src, err
+			return src, s.sourceError(c, err, src)
 		}
 	}
-	src = object.CopySource{Bucket: bucket, Key: key}
 	src.SSE, err = customerSSE(c.r, headerCopyCustomer)
 	src.Check = func(o object.Object) error { return checkConditions(h, copyConditions, o) }
 	return src, err
@@ -104,6 +117,9 @@ func (s *Server) copySource(c *call) (object.CopySource, error) {
 
 func (s *Server) copyObject(c *call) error {
 	h := c.r.Header
+	if v := h.Get(headerCopyRange); v != "" { // would copy another object than the client meant
+		return invalidArgument(headerCopyRange, v, "%s is a header of UploadPartCopy.", headerCopyRange)
+	}
 	src, err := s.copySource(c)
 	if err != nil {
 		return err
@@ -142,7 +158,7 @@ func (s *Server) copyObject(c *call) error {
 	}
 	o, err := s.opt.Store.Copy(c.ctx, src, c.bucket, c.key, opt)
 	if err != nil {
-		return explain(sourceError(err, src), opt.Conditions)
+		return explain(s.sourceError(c, err, src), opt.Conditions)
 	}
 	setSSE(c.w.Header(), o.SSE)
 	return c.xml(copyObjectXML{
@@ -150,10 +166,16 @@ func (s *Server) copyObject(c *call) error {
 	})
 }
 
-// sourceError names the source's key, not the target's, when the source is missing.
-func sourceError(err error, src object.CopySource) error {
-	if errors.Is(err, object.ErrNoSuchKey) {
+// sourceError names the source, not the target, when the source is missing.
+func (s *Server) sourceError(c *call, err error, src object.CopySource) error {
+	switch {
+	case errors.Is(err, object.ErrNoSuchKey):
 		return errNoSuchKey.because(err).with(errorDetail{Key: xmlText(src.Key)})
+	case errors.Is(err, object.ErrNoSuchBucket):
+		// The error does not tell which of the two it is.
+		if _, e := s.opt.Store.Bucket(c.ctx, src.Bucket); errors.Is(e, object.ErrNoSuchBucket) {
+			return errNoSuchBucket.because(err).with(errorDetail{BucketName: src.Bucket})
+		}
 	}
 	return err
 }
@@ -199,7 +221,7 @@ func (s *Server) deleteObjects(c *call) error {
 		return err
 	}
 	var doc deleteXML
-	if err := decodeXML(body, &doc); err != nil {
+	if err := decodeDelete(body, &doc); err != nil {
 		return err
 	}
 	if len(doc.Objects) == 0 || len(doc.Objects) > maxDeleteKeys {

@@ -82,7 +82,7 @@ func parseCopyRange(v string) (*object.Range, error) {
 	}
 	r := parseRange(v)
 	if r == nil || r.First < 0 || r.Last < 0 {
-		return nil, invalidArgument("x-amz-copy-source-range", v, "The x-amz-copy-source-range value must be of the form bytes=first-last where first and last are the zero-based offsets of the first and last bytes to copy")
+		return nil, invalidArgument(headerCopyRange, v, "The x-amz-copy-source-range value must be of the form bytes=first-last where first and last are the zero-based offsets of the first and last bytes to copy")
 	}
 	return r, nil
 }

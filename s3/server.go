@@ -10,8 +10,10 @@ package s3
 import (
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/base64"
 	"fmt"
+	"hash"
 	"io"
 	"log/slog"
 	"net/http"
@@ -87,6 +89,8 @@ type Options struct {
 	// Observe is called once per request, when it has been answered, for metrics and audit. It must not block. May be nil.
 	Observe func(*Observation)
 	Now     func() time.Time // nil: time.Now
+	// SHA256 makes the hashes that bodies are verified with. Nil: sha256.New.
+	SHA256 func() hash.Hash
 
 	// FreshBucketEncryption selects the answer of GetBucketEncryption for a bucket without a configuration.
 	FreshBucketEncryption FreshEncryption
@@ -139,6 +143,9 @@ func New(opt Options) *Server {
 	}
 	if opt.Logger == nil {
 		opt.Logger = slog.New(slog.DiscardHandler)
+	}
+	if opt.SHA256 == nil {
+		opt.SHA256 = sha256.New
 	}
 	if opt.Now == nil {
 		opt.Now = time.Now

@@ -368,13 +368,31 @@ func TestIdleBody(t *testing.T) {
 	}
 	// A trickle is no better than silence.
 	c = e.raw()
-	io.WriteString(c, e.head("PUT", "/bkt/k", nil)+"Content-Length: 1000\r\n\r\n")
+	io.WriteString(c, e.head("PUT", "/bkt/k", nil)+"Content-Length: 1000000\r\n\r\n")
 	go func() {
-		for range 100 {
+		for { // until the server hangs up; a trickle that ends would be cut as silence
 			if _, err := c.Write([]byte("x")); err != nil {
 				return
 			}
 			time.Sleep(20 * time.Millisecond)
+		}
+	}()
+	answer, err = io.ReadAll(c)
+	if !bytes.Contains(answer, []byte("<Code>RequestTimeout</Code>")) {
+		t.Errorf("%s %v", answer, err)
+	}
+	// Nor is it when much came before.
+	c = e.raw()
+	io.WriteString(c, e.head("PUT", "/bkt/k", nil)+"Content-Length: 1000000\r\n\r\n")
+	go func() {
+		if _, err := c.Write(make([]byte, 900000)); err != nil {
+			return
+		}
+		for range 1000 {
+			if _, err := c.Write([]byte("x")); err != nil {
+				return
+			}
+			time.Sleep(10 * time.Millisecond)
 		}
 	}()
 	answer, err = io.ReadAll(c)
@@ -435,6 +453,14 @@ func TestCorruptObject(t *testing.T) {
 	if err == nil {
 		t.Error("a broken answer looks complete")
 	}
+}
+
+func TestRetryAfter(t *testing.T) {
+	e := newEnv(t)
+	e.store.fail = fmt.Errorf("get: %w", object.ErrReadOnly)
+	e.refused("GET", "/bkt/k", nil, "", "503 ServiceUnavailable").header("Retry-After", "1")
+	e.store.fail = errors.New("broken")
+	e.refused("GET", "/bkt/k", nil, "", "500 InternalError").header("Retry-After", "")
 }
 
 type panicStore struct{ *fakeStore }

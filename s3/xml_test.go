@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"coffer/object"
 )
 
@@ -79,6 +81,7 @@ func FuzzDecodeXML(f *testing.F) {
 		`<CreateBucketConfiguration><LocationConstraint>EU</LocationConstraint></CreateBucketConfiguration>`,
 		`<ServerSideEncryptionConfiguration><Rule><ApplyServerSideEncryptionByDefault><SSEAlgorithm>AES256</SSEAlgorithm></ApplyServerSideEncryptionByDefault></Rule></ServerSideEncryptionConfiguration>`,
 		`<!DOCTYPE a [<!ENTITY b "c">]><Delete>&b;</Delete>`,
+		"<Delete><Object><Key>a&#x1;b&#33;\U00100001</Key></Object></Delete>",
 	} {
 		f.Add([]byte(s))
 	}
@@ -91,6 +94,12 @@ func FuzzDecodeXML(f *testing.F) {
 		)
 		if decodeXML(doc, &d) == nil && len(d.Objects) > maxXMLElements {
 			t.Fatal("too many objects")
+		}
+		var plain, odd deleteXML
+		if decodeDelete(doc, &odd) == nil && decodeXML(doc, &plain) == nil {
+			if diff := cmp.Diff(plain.Objects, odd.Objects); diff != "" {
+				t.Fatalf("what encoding/xml reads was read otherwise: %s", diff)
+			}
 		}
 		if decodeXML(doc, &u) == nil {
 			if parts, err := u.parts(); err == nil && (len(parts) == 0 || len(parts) > object.MaxParts) {

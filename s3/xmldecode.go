@@ -6,7 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"regexp"
+	"strconv"
 	"strings"
+	"unicode/utf8"
 )
 
 // Limits of the XML that a client may send, whatever the message.
@@ -76,4 +79,60 @@ func checkXML(body []byte) error {
 		return fmt.Errorf("%w: %d root elements", errXML, roots)
 	}
 	return nil
+}
+
+// stowed is where characters that XML 1.0 lacks travel through encoding/xml, which refuses them even as references: in a private
+// plane.
+const stowed = 0x100000
+
+var charRef = regexp.MustCompile(`&#(?:[0-9]+|x[0-9a-fA-F]+);`)
+
+// decodeDelete reads the document of DeleteObjects, whose keys may have any character that keys in lists have: also those that lists
+// show as references which XML 1.0 does not allow (see xmlText).
+func decodeDelete(body []byte, doc *deleteXML) error {
+	body, restore, err := stow(body)
+	if err != nil {
+		return errMalformedXML.because(err)
+	}
+	if err := decodeXML(body, doc); err != nil || !restore {
+		return err
+	}
+	for i := range doc.Objects {
+		doc.Objects[i].Key = strings.Map(func(r rune) rune {
+			if r >= stowed {
+				return r - stowed
+			}
+			return r
+		}, doc.Objects[i].Key)
+	}
+	return nil
+}
+
+// stow moves references to characters that XML 1.0 lacks to the private plane, and reports whether there were any. A document that
+// uses that plane itself, or in which what looks like a reference may be text, stays as it is.
+func stow(body []byte) (out []byte, changed bool, err error) {
+	const planeLead = 0xF4 // first byte of the plane in UTF-8, and of nothing else
+	taken := bytes.IndexByte(body, planeLead) >= 0 || bytes.Contains(body, []byte("<![CDATA["))
+	out = charRef.ReplaceAllFunc(body, func(ref []byte) []byte {
+		digits, base := string(ref[2:len(ref)-1]), 10
+		if digits[0] == 'x' {
+			digits, base = digits[1:], 16
+		}
+		n, e := strconv.ParseUint(digits, base, 32)
+		r := rune(min(n, utf8.MaxRune+1))
+		switch {
+		case e != nil || !utf8.ValidRune(r): // encoding/xml would take a surrogate for U+FFFD
+			err = fmt.Errorf("%w: reference %.20q", errXML, ref)
+		case r >= stowed:
+			taken = true
+		case !inXMLRange(r):
+			changed = true
+			return fmt.Appendf(nil, "&#%d;", stowed+r)
+		}
+		return ref
+	})
+	if taken || !changed {
+		return body, false, err
+	}
+	return out, true, err
 }

@@ -20,11 +20,12 @@ type Batch struct {
 // dropBand marks a band in Batch.live that DropLive was called for.
 const dropBand = -1 << 63
 
-// NewBatch returns an empty batch.
+// NewBatch returns an empty batch. The one before has ended.
 func (x *Index) NewBatch() *Batch {
 	b := x.pool.Get().(*Batch)
 	b.err = x.usable()
 	if b.err == nil {
+		x.renewKeys()
 		b.b = x.db.NewIndexedBatch()
 	}
 	return b
@@ -33,7 +34,7 @@ func (x *Index) NewBatch() *Batch {
 // Set puts a record. An error is kept for Commit.
 func (b *Batch) Set(key, value []byte) {
 	if key[0] == kindObject {
-		b.x.keys.add(key)
+		b.x.addKey(key)
 	}
 	if b.err == nil {
 		b.err = b.b.Set(key, value, nil)
@@ -42,6 +43,9 @@ func (b *Batch) Set(key, value []byte) {
 
 // Delete removes a record, which need not exist. An error is kept for Commit.
 func (b *Batch) Delete(key []byte) {
+	if key[0] == kindObject {
+		b.x.dropKey()
+	}
 	if b.err == nil {
 		b.err = b.b.Delete(key, nil)
 	}
@@ -52,7 +56,7 @@ func (b *Batch) Get(key, dst []byte) (val []byte, ok bool, err error) {
 	if b.err != nil {
 		return dst, false, b.err
 	}
-	if key[0] == kindObject && !b.x.keys.mayHave(key) {
+	if key[0] == kindObject && !b.x.keys.Load().mayHave(key) {
 		return dst, false, nil
 	}
 	v, closer, err := b.b.Get(key)

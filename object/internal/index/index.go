@@ -7,7 +7,8 @@
 // is off, since the array's log is the truth.
 //
 // It does not promise to be there. Any fault of its files or its disk quarantines it: every later call fails, nothing more is written, and
-// the caller opens it again and replays, or wipes and rebuilds it from the array. Nor does it know what the records mean.
+// the caller opens it again and replays, or wipes and rebuilds it from the array. One that proved corrupt is marked as such on disk and
+// does not open again before it was wiped. Nor does it know what the records mean.
 //
 // The keys are in docs/index-format.md.
 package index
@@ -67,17 +68,18 @@ type Options struct {
 	FormatKey  [16]byte     // id of the array the index belongs to
 }
 
-// Index is an open index. Reads, Commit of one batch and Checkpoint may run concurrently; Close may not run beside any other call, and
-// iterators are closed before it.
+// Index is an open index. There is one batch at a time; beside it, reads and Checkpoint may run concurrently. Close may not run beside
+// any other call, and iterators are closed before it.
 type Index struct {
 	quarantine
 	db     *pebble.DB
 	fs     *guardFS
 	closed atomic.Bool
-	dirty  atomic.Int64  // bytes committed and not covered by a Checkpoint
-	pool   sync.Pool     // *Batch
-	keys   *present      // of objects
-	quit   chan struct{} // closed when the scan for keys is to end
+	dirty  atomic.Int64            // bytes committed and not covered by a Checkpoint
+	pool   sync.Pool               // *Batch
+	keys   atomic.Pointer[present] // of objects
+	fresh  *present                // to take the place of keys when it is ready; of the writer alone
+	quit   chan struct{}           // closed when a scan for keys is to end
 
 	commitMu sync.Mutex // held during Commit; before mu
 
@@ -94,12 +96,20 @@ func Open(o Options) (*Index, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	x := &Index{live: make(map[uint64]int64), keys: newPresent(), quit: make(chan struct{})}
+	x := &Index{live: make(map[uint64]int64), quit: make(chan struct{})}
+	x.keys.Store(newPresent())
 	x.pool.New = func() any { return &Batch{x: x, live: make(map[uint64]int64)} }
 	x.fs = &guardFS{FS: sealfs.New(o.FS, o.Keys), q: &x.quarantine}
-	x.quarantine.init(o.Logger, x.fs.Freeze)
+	x.quarantine.init(o.Logger, x.fs.Freeze, func() error { return setMark(o.FS, o.Dir) })
 	x.fs.OnError = x.hangCaller
-	err := x.guard(func() (err error) {
+	marked, err := hasMark(o.FS, o.Dir)
+	if err != nil {
+		return nil, fmt.Errorf("open index: %w", err)
+	}
+	if marked {
+		return nil, fmt.Errorf("open index: %s is there: %w", markPath(o.Dir), ErrCorrupt)
+	}
+	err = x.guard(func() (err error) {
 		x.db, err = pebble.Open(o.Dir, x.pebbleOptions(o))
 		return err
 	})
@@ -163,14 +173,10 @@ func (x *Index) load(array [16]byte) error {
 		if it.Seek(nil) {
 			return fmt.Errorf("read format record: missing: %w", ErrCorrupt)
 		}
-		x.keys.ready.Store(true)
+		x.keys.Load().ready.Store(true)
 		return errors.Join(it.Error(), x.guard(func() error { return x.db.Set(formatKey, want, pebble.NoSync) }))
 	}
-	x.calls.Go(func() {
-		if err := x.keys.scan(x.db, x.quit); err != nil {
-			x.readFailed(err)
-		}
-	})
+	x.scanKeys(x.keys.Load())
 	for ok := it.Seek([]byte{kindLive}); ok && it.Key()[0] == kindLive; ok = it.Next() {
 		band, err := parseLiveKey(it.Key())
 		if err != nil {
@@ -185,19 +191,48 @@ func (x *Index) load(array [16]byte) error {
 	return it.Error()
 }
 
-// Wipe removes a closed index. A nil base is the operating system's file system.
+// markPath is the file beside a corrupt index. It lies outside of the directory, so that it can outlive what it condemns.
+func markPath(dir string) string { return dir + ".corrupt" }
+
+// setMark makes the mark, whose presence is all that it says.
+func setMark(base vfs.FS, dir string) error {
+	f, err := base.Create(markPath(dir), vfs.WriteCategoryUnspecified)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close(), syncParent(base, dir))
+}
+
+func hasMark(base vfs.FS, dir string) (bool, error) {
+	_, err := base.Stat(markPath(dir))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+func syncParent(base vfs.FS, path string) error {
+	parent, err := base.OpenDir(base.PathDir(path))
+	if err != nil {
+		return err
+	}
+	return errors.Join(parent.Sync(), parent.Close())
+}
+
+// Wipe removes a closed index, and the mark of a corrupt one after it is gone for good. A nil base is the operating system's file
+// system.
 func Wipe(base vfs.FS, dir string) error {
 	if base == nil {
 		base = vfs.Default
 	}
-	if err := base.RemoveAll(dir); err != nil {
+	if err := errors.Join(base.RemoveAll(dir), syncParent(base, dir)); err != nil {
 		return fmt.Errorf("wipe index: %w", err)
 	}
-	parent, err := base.OpenDir(base.PathDir(dir))
+	marked, err := hasMark(base, dir)
+	if err == nil && marked {
+		err = errors.Join(base.Remove(markPath(dir)), syncParent(base, dir))
+	}
 	if err != nil {
-		return fmt.Errorf("wipe index: %w", err)
-	}
-	if err := errors.Join(parent.Sync(), parent.Close()); err != nil {
 		return fmt.Errorf("wipe index: %w", err)
 	}
 	return nil
@@ -283,7 +318,7 @@ func (x *Index) Live(f func(band uint64, bytes int64)) {
 }
 
 // KeyMemory is how many bytes the filter of known object keys takes.
-func (x *Index) KeyMemory() int64 { return x.keys.bytes() }
+func (x *Index) KeyMemory() int64 { return x.keys.Load().bytes() }
 
 // Close makes a checkpoint and closes the index. A quarantined index is abandoned: its files are left as they are, and if Pebble
 // cannot be closed any more, its memory stays in use until the process ends.

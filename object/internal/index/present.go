@@ -19,13 +19,15 @@ const (
 	firstSegment = 1 << 17 // keys in the first segment; each further one has room for twice the one before
 )
 
-// present is a set of hashes of keys that may be in the index: what it does not hold is not there. It only grows; keys that were
-// removed stay until the index is opened anew. There is one writer of new keys, and the scan of what was there when the index was
-// opened; reads are concurrent.
+// present is a set of hashes of keys that may be in the index: what it does not hold is not there. It only grows: keys that were
+// removed stay, until renewKeys puts another in its place. There is one writer of new keys, and the scan of what was there when the
+// set was made; reads are concurrent.
 type present struct {
 	seed     maphash.Seed
 	ready    atomic.Bool // all keys of the index are in it
 	segments atomic.Pointer[[]*segment]
+	added    atomic.Int64
+	removed  int64 // keys removed from the index; of the writer alone
 }
 
 // segment is a blocked Bloom filter with room for a number of keys.
@@ -109,10 +111,56 @@ func (p *present) add(key []byte) {
 	list := p.segments.Load()
 	last := (*list)[len(*list)-1]
 	last.add(h)
+	p.added.Add(1)
 	if last.room.Add(-1) == 0 {
 		grown := append((*list)[:len(*list):len(*list)], newSegment(2*len(last.words)*64/keyBits))
 		p.segments.Store(&grown)
 	}
+}
+
+// stale reports whether more than half of a set that takes more than the least memory are keys that were removed. One that is put and
+// removed over and over counts each time, which costs a scan more than it need, but no more than one step of it for each removal.
+func (p *present) stale() bool {
+	n := p.added.Load()
+	return p.ready.Load() && n > firstSegment && p.removed > n/2
+}
+
+// renewKeys makes another set in the background when the present one is stale, and takes it into use when it is complete. It is called
+// by the writer while no batch is open: then the keys that are not yet in the index, and that the scan does not see, are all to come.
+func (x *Index) renewKeys() {
+	switch keys := x.keys.Load(); {
+	case x.fresh == nil && keys.stale():
+		x.fresh = newPresent()
+		x.scanKeys(x.fresh)
+	case x.fresh != nil && x.fresh.ready.Load():
+		x.keys.Store(x.fresh)
+		x.fresh = nil
+	}
+}
+
+// addKey notes an object key that the writer puts.
+func (x *Index) addKey(key []byte) {
+	x.keys.Load().add(key)
+	if x.fresh != nil {
+		x.fresh.add(key)
+	}
+}
+
+// dropKey counts an object key that the writer removes.
+func (x *Index) dropKey() {
+	x.keys.Load().removed++
+	if x.fresh != nil {
+		x.fresh.removed++
+	}
+}
+
+// scanKeys fills a set with the object keys of the index, in the background.
+func (x *Index) scanKeys(p *present) {
+	x.calls.Go(func() {
+		if err := p.scan(x.db, x.quit); err != nil {
+			x.readFailed(err)
+		}
+	})
 }
 
 // bytes is the memory of the filter.

@@ -77,12 +77,12 @@ func TestPresentScan(t *testing.T) {
 	}
 	look()
 	x.calls.Wait()
-	if !x.keys.ready.Load() {
+	if !x.keys.Load().ready.Load() {
 		t.Fatal("the scan ended and the filter is not ready")
 	}
 	look()
-	if x.keys.mayHave(ObjectKey(nil, 1, "no such key")) && x.keys.mayHave(ObjectKey(nil, 1, "nor this one")) &&
-		x.keys.mayHave(ObjectKey(nil, 2, "key1")) {
+	if x.keys.Load().mayHave(ObjectKey(nil, 1, "no such key")) && x.keys.Load().mayHave(ObjectKey(nil, 1, "nor this one")) &&
+		x.keys.Load().mayHave(ObjectKey(nil, 2, "key1")) {
 		t.Error("the filter excludes nothing")
 	}
 	b = x.NewBatch()
@@ -94,6 +94,48 @@ func TestPresentScan(t *testing.T) {
 	if err := x.Close(); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// TestPresentShrinks puts and removes many names: the filter keeps room for those that are there, and none of them is ever
+// said to be absent, also while another filter is being made.
+func TestPresentShrinks(t *testing.T) {
+	x := open(t, newMem(), testKeys{})
+	const names, perBatch, kept = 500_000, 20_000, 1000
+	key := func(i int) []byte { return ObjectKey(nil, 1, fmt.Sprint("key", i)) }
+	for i := 0; i < names; i += perBatch {
+		b := x.NewBatch()
+		for j := range perBatch {
+			b.Set(key(i+j), []byte("v"))
+		}
+		check(t, b.Commit())
+		b = x.NewBatch()
+		for j := range perBatch {
+			if _, ok, err := b.Get(key(i+j), nil); !ok || err != nil {
+				t.Fatalf("key %d: %t, %v", i+j, ok, err)
+			}
+			if i+j >= kept {
+				b.Delete(key(i + j))
+			}
+		}
+		check(t, b.Commit())
+	}
+	x.calls.Wait()
+	b := x.NewBatch() // takes a filter into use that has become ready
+	for i := range kept {
+		if _, ok, err := b.Get(key(i), nil); !ok || err != nil {
+			t.Fatalf("key %d: %t, %v", i, ok, err)
+		}
+	}
+	b.Discard()
+	grown := newPresent()
+	for i := range names {
+		grown.add(key(i))
+	}
+	t.Logf("%d KiB, without renewal %d KiB", x.KeyMemory()>>10, grown.bytes()>>10)
+	if n := x.KeyMemory(); n > grown.bytes()/2 {
+		t.Errorf("%d KiB for %d keys", n>>10, kept)
+	}
+	check(t, x.Close())
 }
 
 func BenchmarkPresent(b *testing.B) {

@@ -25,7 +25,8 @@ import (
 // that write run through guard. A database that stopped in this way cannot be closed and is abandoned.
 type quarantine struct {
 	log    *slog.Logger
-	freeze func() // stops writes to the files
+	freeze func()       // stops writes to the files
+	mark   func() error // notes durably that the index is corrupt
 
 	once  sync.Once
 	err   error         // why; set before dead is closed
@@ -35,8 +36,8 @@ type quarantine struct {
 	calls sync.WaitGroup // those of guard under way
 }
 
-func (q *quarantine) init(log *slog.Logger, freeze func()) {
-	q.log, q.freeze = log, freeze
+func (q *quarantine) init(log *slog.Logger, freeze func(), mark func() error) {
+	q.log, q.freeze, q.mark = log, freeze, mark
 	q.dead, q.fatal = make(chan struct{}), make(chan struct{})
 }
 
@@ -51,11 +52,23 @@ func (q *quarantine) Healthy() error {
 	}
 }
 
-// fail takes the index out of service. Pebble goes on and can be closed.
+// Failed is closed when the index fails: then Healthy says why.
+func (q *quarantine) Failed() <-chan struct{} { return q.dead }
+
+// Fail takes the index out of service for what its caller found in a record. Further calls do nothing.
+func (q *quarantine) Fail(err error) { q.fail(err) }
+
+// fail takes the index out of service. Pebble goes on and can be closed. That the index is corrupt is noted before anyone is told: the
+// process may end at any moment, and the next one would believe the index again until it met the same damage.
 func (q *quarantine) fail(err error) {
 	q.once.Do(func() {
 		q.err = fmt.Errorf("%w: %w", ErrQuarantined, classify(err))
 		q.log.Error("index quarantined", "error", err)
+		if errors.Is(q.err, ErrCorrupt) {
+			if err := q.mark(); err != nil {
+				q.log.Error("index not marked as corrupt: the next start finds it out anew", "error", err)
+			}
+		}
 		close(q.dead)
 	})
 }

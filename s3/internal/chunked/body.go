@@ -39,9 +39,9 @@ type Body interface {
 	Trailer() http.Header
 }
 
-// Open returns the body of r, which res says how to verify. It reads nothing yet, so that a client which waits for 100 Continue
-// is not told to go on.
-func Open(r *http.Request, res *sigv4.Result) (Body, error) {
+// Open returns the body of r, which res says how to verify, by hashes from newSHA256. It reads nothing yet, so that a client which
+// waits for 100 Continue is not told to go on.
+func Open(r *http.Request, res *sigv4.Result, newSHA256 func() hash.Hash) (Body, error) {
 	withTrailer := res.Payload == sigv4.PayloadStreamSignedTrailer || res.Payload == sigv4.PayloadStreamUnsignedTrailer
 	announced, err := parseAnnounced(r.Header.Values("X-Amz-Trailer"))
 	if err != nil {
@@ -52,7 +52,7 @@ func Open(r *http.Request, res *sigv4.Result) (Body, error) {
 	}
 	switch res.Payload {
 	case sigv4.PayloadSigned:
-		return &plain{src: r.Body, size: r.ContentLength, left: r.ContentLength, hash: sha256.New(), want: res.SHA256}, nil
+		return &plain{src: r.Body, size: r.ContentLength, left: r.ContentLength, hash: newSHA256(), want: res.SHA256}, nil
 	case sigv4.PayloadUnsigned:
 		return &plain{src: r.Body, size: r.ContentLength, left: r.ContentLength}, nil
 	}
@@ -62,7 +62,7 @@ func Open(r *http.Request, res *sigv4.Result) (Body, error) {
 	}
 	d := &decoder{br: bufio.NewReaderSize(r.Body, bufferSize), size: size, left: size, withTrailer: withTrailer, announced: announced}
 	if res.Payload != sigv4.PayloadStreamUnsignedTrailer {
-		d.signer, d.hash = res.Chunks, sha256.New()
+		d.signer, d.hash = res.Chunks, newSHA256()
 	}
 	return d, nil
 }

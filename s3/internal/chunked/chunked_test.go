@@ -49,7 +49,7 @@ func (q request) open(t testing.TB, src io.Reader) Body {
 	if q.payload != sigv4.PayloadStreamUnsignedTrailer {
 		res.Chunks = signer(exampleSeed)
 	}
-	b, err := Open(r, res)
+	b, err := Open(r, res, sha256.New)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -123,7 +123,7 @@ func TestDocumentedStreams(t *testing.T) {
 			if ex.payload == sigv4.PayloadStreamSignedTrailer {
 				r.Header.Set("X-Amz-Trailer", "x-amz-checksum-crc32c")
 			}
-			b, err := Open(r, &sigv4.Result{Payload: ex.payload, Chunks: signer(ex.seed)})
+			b, err := Open(r, &sigv4.Result{Payload: ex.payload, Chunks: signer(ex.seed)}, sha256.New)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -394,7 +394,7 @@ func TestPlain(t *testing.T) {
 		for _, wrap := range []func(io.Reader) io.Reader{iotest.OneByteReader, iotest.DataErrReader, func(r io.Reader) io.Reader { return r }} {
 			t.Run(tc.name, func(t *testing.T) {
 				r := &http.Request{Header: http.Header{}, Body: io.NopCloser(wrap(strings.NewReader(tc.body))), ContentLength: tc.length}
-				b, err := Open(r, &tc.res)
+				b, err := Open(r, &tc.res, sha256.New)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -447,7 +447,7 @@ func TestOpenRefuses(t *testing.T) {
 		{"trailer of another kind", trailerMode, http.Header{"X-Amz-Trailer": {"content-length"}}, sigv4.InvalidRequest},
 		{"too many trailers", trailerMode, http.Header{"X-Amz-Trailer": slices.Repeat([]string{"x-amz-checksum-a"}, maxTrailers+1)}, sigv4.InvalidRequest},
 	} {
-		b, err := Open(&http.Request{Header: tc.header, Body: http.NoBody}, &sigv4.Result{Payload: tc.payload})
+		b, err := Open(&http.Request{Header: tc.header, Body: http.NoBody}, &sigv4.Result{Payload: tc.payload}, sha256.New)
 		if b != nil || code(err) != tc.want {
 			t.Errorf("%s: %v", tc.name, err)
 		}

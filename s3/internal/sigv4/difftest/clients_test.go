@@ -38,7 +38,7 @@ func (s *sink) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusForbidden)
 		return
 	}
-	body, err := chunked.Open(r, res)
+	body, err := chunked.Open(r, res, sha256.New)
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return

@@ -325,7 +325,7 @@ func TestMinioStreams(t *testing.T) {
 				if err != nil {
 					return nil, nil, err
 				}
-				body, err := chunked.Open(got, res)
+				body, err := chunked.Open(got, res, sha256.New)
 				if err != nil {
 					return nil, nil, err
 				}
@@ -368,7 +368,7 @@ func TestSignedPayload(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		b, err := chunked.Open(got, res)
+		b, err := chunked.Open(got, res, sha256.New)
 		if err != nil {
 			t.Fatal(err)
 		}
