@@ -125,6 +125,8 @@ type bodySpec struct {
 	algo   Algo // checksum that is stored
 	claim  Algo // another checksum that the client wants checked, or AlgoNone
 	key    *[32]byte
+	// reserved bodies may take space that is kept for compaction.
+	reserved bool
 }
 
 // sealedBody is a body that is durable, or lies in data to become durable with its record.
@@ -134,9 +136,12 @@ type sealedBody struct {
 	data   []byte
 	sums   Sums     // with the checksum that the client wants checked
 	stored Checksum // the one that is stored
+	pinned stripeSet
 }
 
+// release gives up memory and pins, once the record that names the body was appended or never will be.
 func (b *sealedBody) release() {
+	b.pinned.unpin()
 	if b.slab != nil {
 		slabs.Put(b.slab)
 		b.slab, b.data = nil, nil
@@ -268,7 +273,7 @@ func (w *sealer) bulk(ctx context.Context, out *sealedBody) (err error) {
 		defer wg.Wait()
 		defer close(queue)
 	}
-	sw := stripes{ctx: ctx, log: log}
+	sw := stripes{ctx: ctx, log: log, reserved: w.spec.reserved, done: stripeSet{log: log}}
 	defer sw.abort()
 	for i := int64(0); ; i++ {
 		if err := w.src.fill(2); err != nil {
@@ -298,8 +303,24 @@ func (w *sealer) bulk(ctx context.Context, out *sealedBody) (err error) {
 			return err
 		}
 	}
-	out.stream.stripes, err = sw.finish()
-	return err
+	if out.pinned, err = sw.finish(); err != nil {
+		return err
+	}
+	out.stream.stripes = out.pinned.stripes
+	return nil
+}
+
+// stripeSet is stripes that no record names yet. Each pins its band.
+type stripeSet struct {
+	log     Log
+	stripes []disk.Stripe
+}
+
+func (s *stripeSet) unpin() {
+	for _, st := range s.stripes {
+		s.log.Unpin(st.Band)
+	}
+	s.stripes = nil
 }
 
 // maxFlying is how many stripes of one stream may be on their way to the disks while the next is filled: with two, the disks
@@ -313,8 +334,10 @@ type stripes struct {
 	w      StripeWriter // being filled; nil: none
 	slots  int          // in w
 	used   int          // of them
-	done   []disk.Stripe
+	done   stripeSet
 	flying []chan committed // oldest first
+
+	reserved bool // may take space that is kept for compaction
 }
 
 type committed struct {
@@ -331,7 +354,11 @@ func (s *stripes) slot(left int64) ([]byte, error) {
 			full := (left + n - 1) / n
 			n = (left + full - 1) / full
 		}
-		w, err := s.log.NewStripe(s.ctx, int(n))
+		newStripe := s.log.NewStripe
+		if s.reserved {
+			newStripe = s.log.NewReservedStripe
+		}
+		w, err := newStripe(s.ctx, int(n))
 		if err != nil {
 			return nil, err
 		}
@@ -375,35 +402,40 @@ func (s *stripes) land() error {
 	if c.err != nil {
 		return fmt.Errorf("write stripe: %w", c.err)
 	}
-	s.done = append(s.done, c.stripe)
+	s.done.stripes = append(s.done.stripes, c.stripe)
 	return nil
 }
 
 // finish makes all segments durable and returns where they are.
-func (s *stripes) finish() ([]disk.Stripe, error) {
+func (s *stripes) finish() (stripeSet, error) {
 	if s.w != nil {
 		if err := s.launch(); err != nil {
-			return nil, err
+			return stripeSet{}, err
 		}
 	}
 	for len(s.flying) > 0 {
 		if err := s.land(); err != nil {
-			return nil, err
+			return stripeSet{}, err
 		}
 	}
-	return s.done, nil
+	done := s.done
+	s.done.stripes = nil
+	return done, nil
 }
 
-// abort ends what finish did not: it gives the memory back. Stripes already committed are garbage that no record names.
+// abort ends what finish did not: it gives memory and pins back. Stripes already committed are garbage that no record names.
 func (s *stripes) abort() {
 	if s.w != nil {
 		s.w.Discard()
 		s.w = nil
 	}
 	for _, landed := range s.flying {
-		<-landed
+		if c := <-landed; c.err == nil {
+			s.done.stripes = append(s.done.stripes, c.stripe)
+		}
 	}
 	s.flying = nil
+	s.done.unpin()
 }
 
 // randomETag stands for the MD5 where S3 does not show it: with customer keys.
