@@ -4,11 +4,21 @@ import (
 	"bytes"
 	"encoding/json"
 	"io"
+	"os"
 	"runtime"
 	"slices"
 	"testing"
 	"time"
 )
+
+// TestMain is also the second process of the scale case, which kills it.
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == putUntilKilled {
+		main()
+		return
+	}
+	os.Exit(m.Run())
+}
 
 // TestQuick runs what is fast enough for every test run, and reads the result as another tool would.
 func TestQuick(t *testing.T) {
@@ -18,18 +28,19 @@ func TestQuick(t *testing.T) {
 	procs := runtime.GOMAXPROCS(0)
 	defer runtime.GOMAXPROCS(procs)
 	var out bytes.Buffer
-	if err := run(t.Context(), []string{"-quick", "-json", "-dir", t.TempDir(), "-run", "engine|puts/.*/64|small"}, &out, io.Discard); err != nil {
+	if err := run(t.Context(), []string{"-quick", "-json", "-dir", t.TempDir(), "-objects", "2000",
+		"-run", "engine|puts/.*/64|scale|small"}, &out, io.Discard); err != nil {
 		t.Fatal(err)
 	}
 	var got []result
 	if err := json.Unmarshal(out.Bytes(), &got); err != nil {
 		t.Fatal(err)
 	}
-	if len(got) != 8 {
-		t.Errorf("%d lines, want 8: %+v", len(got), got)
+	if len(got) != 17 {
+		t.Errorf("%d lines, want 17: %+v", len(got), got)
 	}
 	for _, r := range got {
-		if r.What == "" || r.A == "" || r.B == "" || (r.Target > 0) != (r.Met != nil) || (r.Target > 0 && r.Ratio <= 0) {
+		if r.What == "" || r.A == "" || (r.Ratio > 0 && r.B == "") || (r.Target > 0) != (r.Met != nil) || (r.Target > 0 && r.Ratio <= 0) {
 			t.Errorf("incomplete line %+v", r)
 		}
 	}
@@ -50,6 +61,9 @@ func TestStatistics(t *testing.T) {
 		if got := percentile(v, p); got != time.Duration(p) {
 			t.Errorf("percentile %v = %v", p, got)
 		}
+	}
+	if rebuildLimit(0) != startTarget || rebuildLimit(10e6) != rebuildTarget {
+		t.Errorf("rebuild limits %v, %v", rebuildLimit(0), rebuildLimit(10e6))
 	}
 	var order []string
 	note := func(s string) func() error { return func() error { order = append(order, s); return nil } }

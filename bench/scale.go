@@ -1,7 +1,9 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -14,6 +16,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"coffer/disk"
@@ -28,6 +31,11 @@ const (
 	scaleBody    = 64
 	// scaleRaw is what one object takes on all disks, bytes: at most, record and stripe overhead included.
 	scaleRaw = 1100
+	// rebuildTarget is the longest that the rebuild of 10 million objects may take; rebuildStart of it does not depend on their
+	// number, as a start.
+	rebuildTarget = 2 * time.Minute
+	rebuildStart  = startTarget
+	startTarget   = 3 * time.Second
 	// listKeys is a page of S3.
 	listKeys = 1000
 )
@@ -61,7 +69,7 @@ func (b *bench) scale(ctx context.Context) (err error) {
 	if err := s.close(); err != nil {
 		return err
 	}
-	if err := b.scaleOpen(ctx, s, "start after a clean stop", 3*time.Second, false); err != nil {
+	if err := b.scaleOpen(ctx, s, result{What: "start after a clean stop"}, startTarget, false); err != nil {
 		return err
 	}
 	if err := b.scaleLists(ctx, s, n, "lists of 1,000 keys, any prefix, just started"); err != nil {
@@ -74,28 +82,31 @@ func (b *bench) scale(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := b.scaleOpen(ctx, s, "start after kill -9 under load", 0, false); err != nil {
+	if err := b.scaleOpen(ctx, s, result{What: "start after kill -9 under load", Note: fmt.Sprintf("%d puts before", extra)}, 0, false); err != nil {
 		return err
 	}
-	b.results[len(b.results)-1].Note = fmt.Sprintf("%d puts in the %v before", extra, b.span(10*time.Second))
 	if err := s.close(); err != nil {
 		return err
 	}
-	limit := time.Duration(float64(2*time.Minute) * float64(n+extra) / 10e6)
-	if err := b.scaleOpen(ctx, s, "index rebuilt from the disks alone", limit, true); err != nil {
+	if err := b.scaleOpen(ctx, s, result{What: "index rebuilt from the disks alone"}, rebuildLimit(n+extra), true); err != nil {
 		return err
 	}
 	b.add(result{What: "memory of the process afterwards", A: mib(s.memory())})
 	return s.count(ctx, n+extra)
 }
 
-// scaleOpen times a start. With a limit the line has a target: limit : time at least 1.
-func (b *bench) scaleOpen(ctx context.Context, s *scaleBed, what string, limit time.Duration, rebuild bool) error {
+// rebuildLimit is the longest that the rebuild of n objects may take.
+func rebuildLimit(n int) time.Duration {
+	return rebuildStart + time.Duration(float64(rebuildTarget-rebuildStart)*float64(n)/10e6)
+}
+
+// scaleOpen times a start, for the line r. With a limit it has a target: limit : time at least 1.
+func (b *bench) scaleOpen(ctx context.Context, s *scaleBed, r result, limit time.Duration, rebuild bool) error {
 	took, err := timed(func() error { return s.open(ctx, rebuild) })
 	if err != nil {
 		return err
 	}
-	r := result{What: what, A: took.wall.Round(time.Millisecond).String()}
+	r.A = took.wall.Round(time.Millisecond).String()
 	if limit > 0 {
 		r.B, r.Ratio, r.Target = limit.Round(time.Millisecond).String(), limit.Seconds()/took.wall.Seconds(), 1
 	}
@@ -252,24 +263,32 @@ func (s *scaleBed) memory() int64 {
 	return 0
 }
 
-// killed has a second process put objects for d, kills it, and returns how many it was told were durable.
+// killed has a second process put objects, kills it d after its first line, and returns how many it was told were durable.
 func (s *scaleBed) killed(ctx context.Context, from int, d time.Duration) (int, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return 0, err
 	}
-	var out bytes.Buffer
 	c := exec.CommandContext(ctx, self, putUntilKilled, s.dir, strconv.Itoa(from))
-	c.Stdout, c.Stderr = &out, os.Stderr
+	c.Stderr = os.Stderr
+	out, err := c.StdoutPipe()
+	if err != nil {
+		return 0, err
+	}
 	if err := c.Start(); err != nil {
 		return 0, err
 	}
-	time.Sleep(d)
-	if err := c.Process.Kill(); err != nil {
-		return 0, err
+	n := 0
+	for lines := bufio.NewScanner(out); lines.Scan(); n++ {
+		if n == 0 {
+			time.AfterFunc(d, func() { c.Process.Kill() })
+		}
 	}
-	c.Wait() // says that it was killed
-	return strings.Count(out.String(), "\n") * killedStep, nil
+	err = c.Wait()
+	if status, ok := c.ProcessState.Sys().(syscall.WaitStatus); !ok || !status.Signaled() {
+		return 0, fmt.Errorf("put until killed: the second process ended by itself: %w", cmp.Or(err, errors.New("without an error")))
+	}
+	return n * killedStep, nil
 }
 
 // putUntilKilled is the hidden command of the second process; killedStep is how many puts make a line of its output.
@@ -288,7 +307,7 @@ func runPutUntilKilled(ctx context.Context, args []string, stdout io.Writer) err
 		return err
 	}
 	s := &scaleBed{dir: args[0]}
-	if s.crypto, err = hw.Probe(hw.Options{}); err != nil {
+	if s.crypto, err = hw.Probe(hw.Options{SkipBench: true}); err != nil {
 		return err
 	}
 	if err := s.open(ctx, false); err != nil {

@@ -28,18 +28,39 @@ type arrayNote struct {
 // errNoArray means that nothing tells of an array: neither configuration, nor a note, nor disk files.
 var errNoArray = errors.New("no array: create one with `coffer array create`")
 
+// readNote reads array.yaml.
+func readNote(dir dataDir) (note arrayNote, err error) {
+	f, err := os.Open(dir.arrayFile())
+	if err != nil {
+		return note, err
+	}
+	defer f.Close()
+	if err := decodeYAML(f, &note); err != nil {
+		return note, fmt.Errorf("read %s: %w", dir.arrayFile(), err)
+	}
+	return note, nil
+}
+
+// notedID is the array to which the disks must belong, "" if nothing says: configured disks may be those of another array than
+// the one that was made here.
+func notedID(cfg *Config, dir dataDir) string {
+	if len(cfg.Disks) > 0 {
+		return ""
+	}
+	note, err := readNote(dir)
+	if err != nil {
+		return "" // diskPaths has reported it
+	}
+	return note.ArrayID
+}
+
 // diskPaths returns the array's disks as configured, as noted at creation, or as found in the data directory.
 func diskPaths(cfg *Config, dir dataDir) ([]string, error) {
 	if len(cfg.Disks) > 0 {
 		return cfg.Disks, nil
 	}
-	f, err := os.Open(dir.arrayFile())
+	note, err := readNote(dir)
 	if err == nil {
-		defer f.Close()
-		var note arrayNote
-		if err := decodeYAML(f, &note); err != nil {
-			return nil, fmt.Errorf("read %s: %w", dir.arrayFile(), err)
-		}
 		return note.Disks, nil
 	}
 	if !errors.Is(err, fs.ErrNotExist) {
@@ -149,6 +170,9 @@ func tryAppliance(ctx context.Context, cfg *Config, getenv func(string) string, 
 	set, err := disk.Discover(paths, mode.readOnly)
 	if err != nil {
 		return nil, fmt.Errorf("open array: %w", err)
+	}
+	if err := set.Only(notedID(cfg, dir)); err != nil {
+		return nil, errors.Join(fmt.Errorf("open array: %w", err), set.Close())
 	}
 	app := &appliance{crypto: crypto, dir: dir}
 	app.paths.Store(&paths)

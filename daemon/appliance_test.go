@@ -1,9 +1,12 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 
 	"coffer/disk"
@@ -31,5 +34,87 @@ func TestInterruptedFirstStart(t *testing.T) {
 	f.Close()
 	if paths, err := diskPaths(&Config{}, dir); err != nil || len(paths) != 2 {
 		t.Errorf("disk files that hold something: %v, %v; want both paths", paths, err)
+	}
+}
+
+// TestUnopened: an array that does not open has a document too, which names the disks that are to blame.
+func TestUnopened(t *testing.T) {
+	t.Chdir(t.TempDir())
+	for _, name := range []string{"x", "y"} {
+		args := "array create --yes --disk-size 64MiB --data " + name
+		for _, n := range []string{"0", "1", "2", "3", "4", "5"} {
+			args += " --disk " + name + n
+		}
+		if code, _, err := coffer(t, strings.Fields(args)...); code != exitOK {
+			t.Fatalf("create: exit %d: %s", code, err)
+		}
+	}
+	note, err := readNote("x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ask := func(code int, word string, want ...disk.SurveyState) {
+		t.Helper()
+		for _, command := range []string{"status", "check"} {
+			got, out, stderr := coffer(t, "array", command, "--data", "x", "--json")
+			if got != code || !strings.Contains(stderr, word) || strings.Contains(stderr, "another key") {
+				t.Errorf("%s: exit %d: %s", command, got, stderr)
+			}
+			var doc unopened
+			if err := json.Unmarshal([]byte(out), &doc); err != nil {
+				t.Errorf("%s: %v: %q", command, err, out)
+				continue
+			}
+			var states []disk.SurveyState
+			for i, d := range doc.Disks {
+				states = append(states, d.State)
+				if d.Path != note.Disks[i] || (d.Reason == "") != (d.State == disk.SurveyPresent) {
+					t.Errorf("%s: disk %+v", command, d)
+				}
+			}
+			if doc.State != "unopened" || doc.Verified || doc.Running || doc.Data != 4 || doc.Parity != 2 || doc.ArrayID != note.ArrayID ||
+				!strings.Contains(doc.Reason, word) || !slices.Equal(states, want) {
+				t.Errorf("%s: %s", command, out)
+			}
+		}
+	}
+	move := func(from, to string) {
+		t.Helper()
+		if err := os.Rename(from, to); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const present, missing, foreign, unreadable = disk.SurveyPresent, disk.SurveyMissing, disk.SurveyForeign, disk.SurveyUnreadable
+	move("x1", "away1")
+	move("x2", "away2")
+	if err := os.Truncate("x3", 0); err != nil {
+		t.Fatal(err)
+	}
+	ask(exitUnhealthy, "3 of 6 disks", present, missing, missing, unreadable, present, present)
+	for _, n := range []string{"0", "1", "2", "3"} {
+		move("y"+n, "x"+n)
+	}
+	ask(exitUnhealthy, "belongs to array", foreign, foreign, foreign, foreign, present, present)
+
+	// Without a note the majority decides what is foreign.
+	if err := os.WriteFile("conf.yaml", []byte("disks: [x0, x1, x2, x3, x4, x5]\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	code, out, stderr := coffer(t, "array", "status", "--data", "x", "--config", "conf.yaml", "--json")
+	var doc unopened
+	if err := json.Unmarshal([]byte(out), &doc); err != nil || code != exitUnhealthy || doc.ArrayID == note.ArrayID ||
+		len(doc.Disks) != 6 || doc.Disks[0].State != present || doc.Disks[5].State != foreign || !strings.Contains(stderr, "x5 belongs to array "+note.ArrayID) {
+		t.Errorf("configured disks: exit %d, %v: %s%s", code, err, out, stderr)
+	}
+
+	// The disks of a daemon that does not answer are not touched.
+	unlock, err := dataDir("x").lock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unlock()
+	code, out, _ = coffer(t, "array", "status", "--data", "x", "--json")
+	if err := json.Unmarshal([]byte(out), &doc); err != nil || code != exitInUse || !doc.Running || doc.Disks[0].State != unreadable {
+		t.Errorf("a daemon that does not answer: exit %d, %v: %s", code, err, out)
 	}
 }

@@ -321,7 +321,9 @@ func newStatusCommand(e env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Show the state of the array and its disks",
-		Long: `Status asks the running daemon, or else opens the array for reading, and shows its members.
+		Long: `Status asks the running daemon, or else opens the array for reading, and shows its members. Of an array that
+cannot be opened --json says why, and what was found in the place of each disk. With admin: none the daemon
+cannot be asked.
 
 Exit code 0 if every disk is healthy, 3 if the array is degraded, has lost data or cannot be opened.`,
 		Example: "  coffer array status --data /var/lib/coffer\n  coffer array status --json | jq -r '.disks[] | select(.state != \"healthy\") | .path'",
@@ -355,7 +357,7 @@ func newCheckCommand(e env) *cobra.Command {
 		Use:   "check",
 		Short: "Read and verify everything in the array",
 		Long: `Check reads every cell of every stripe, parity included, and verifies it. It works beside a running daemon
-or, when none runs, on the disks themselves. With --repair bad cells are rewritten from the good ones.
+or, when none runs, on the disks themselves. With admin: none the daemon cannot be asked. With --repair bad cells are rewritten from the good ones.
 
 Exit code 0 if everything that was written is there, 3 if something is bad, missing or lost.`,
 		Example: "  coffer array check --data /var/lib/coffer\n  coffer array check --repair --json",
@@ -438,19 +440,23 @@ the index is lost, corrupt or behind; the command is for doubt. The daemon must 
 }
 
 // withArray runs work on the array, or, when a daemon has it, asks that for doc at path. An array that cannot be opened is
-// unhealthy.
+// unhealthy, and with --json is described all the same.
 func (f *arrayFlags) withArray(ctx context.Context, e env, method, path string, doc any, write bool, work func(context.Context, *appliance) error) (err error) {
 	cfg, err := f.load(e.getenv)
 	if err != nil {
 		return err
 	}
 	dir := dataDir(cfg.Data)
-	if _, err := diskPaths(&cfg, dir); err != nil { // also keeps lock from making a directory
+	paths, err := diskPaths(&cfg, dir)
+	if err != nil { // found before lock makes a directory
 		return err
 	}
 	unlock, err := dir.lock()
 	if errors.Is(err, errInUse) {
-		return askDaemon(ctx, dir, method, path, doc)
+		if err := askDaemon(ctx, dir, method, path, doc); err != nil {
+			return f.explain(e, held(paths, notedID(&cfg, dir)), true, err)
+		}
+		return nil
 	}
 	if err != nil {
 		return err
@@ -462,11 +468,11 @@ func (f *arrayFlags) withArray(ctx context.Context, e env, method, path string, 
 		return err
 	}
 	app, err := openAppliance(ctx, &cfg, e.getenv, crypto, openMode{readOnly: !write}, log)
-	if errors.Is(err, kms.ErrLocked) || errors.Is(err, disk.ErrMembership) || errors.Is(err, disk.ErrKeys) {
-		return fmt.Errorf("%w: %w", errUnhealthy, err)
-	}
 	if err != nil {
-		return err
+		if errors.Is(err, kms.ErrLocked) || errors.Is(err, disk.ErrMembership) || errors.Is(err, disk.ErrKeys) {
+			err = fmt.Errorf("%w: %w", errUnhealthy, err)
+		}
+		return f.explain(e, disk.Look(paths, notedID(&cfg, dir)), false, err)
 	}
 	return errors.Join(work(ctx, app), app.Close())
 }

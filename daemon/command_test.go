@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"net"
 	"os"
 	"path/filepath"
@@ -25,6 +26,10 @@ func TestCommandLine(t *testing.T) {
 	if err := os.WriteFile("short.img", make([]byte, 1<<20), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	if err := errors.Join(os.WriteFile("disk.img", nil, 0o600), os.Truncate("disk.img", 64<<20), os.Symlink("disk.img", "link.img"),
+		os.Link("disk.img", "hard.img"), os.Symlink(".", "here")); err != nil {
+		t.Fatal(err)
+	}
 	for _, tt := range []struct {
 		args     string
 		code     int
@@ -36,6 +41,12 @@ func TestCommandLine(t *testing.T) {
 		{"array", exitOK, `rebuild-index`, ``},
 		{"array create --help", exitOK, `7\+2`, ``},
 		{"version", exitOK, `^coffer devel go1\.`, ``},
+		{"version --json", exitOK, `"version": "devel",\n  "go": "go1\.`, ``},
+		{"--version", exitOK, `^coffer devel go1\..*/\S+\n$`, ``},
+		{"version --help", exitOK, `Examples:`, ``},
+		{"completion --help", exitOK, `Examples:\n  source <\(coffer`, ``},
+		{"array status --help", exitOK, `With admin: none`, ``},
+		{"array check --help", exitOK, `With admin: none`, ``},
 		{"completion bash", exitOK, `__start_coffer`, ``},
 		{"frobnicate", exitUsage, ``, `unknown command "frobnicate".*\nRun 'coffer --help'`},
 		{"array frobnicate", exitUsage, ``, `unknown command "frobnicate"`},
@@ -61,6 +72,11 @@ func TestCommandLine(t *testing.T) {
 		{"array create --data d --disk a --disk b --disk c --disk-size 64MiB --data-shards 4 --dry-run", exitUsage, ``, `geometry 4\+0: 3 disks`},
 		{"array create --data d --disk a --disk b --disk-size 64MiB --extent-size 2MiB --dry-run --json", exitOK, `"extent_size": 2097152`, ``},
 		{"array create --data d --disk a --disk b --disk-size 64MiB", exitFailure, `new file`, `nothing was written`},
+		{"array create --data d --disk a --disk ./a --disk-size 64MiB --dry-run", exitUsage, ``, `a and ./a are the same disk`},
+		{"array create --data d --disk a --disk here/a --disk-size 64MiB --dry-run", exitUsage, ``, `are the same disk`},
+		{"array create --data d --disk disk.img --disk link.img --dry-run", exitUsage, ``, `disk.img and link.img are the same disk`},
+		{"array create --data d --disk disk.img --disk hard.img --dry-run", exitUsage, ``, `are the same disk`},
+		{"array create --data d --disk disk.img --disk a --disk-size 64MiB --dry-run", exitOK, `2 disks`, ``},
 		{"man", exitUsage, ``, `accepts 1 arg`},
 	} {
 		code, out, err := coffer(t, strings.Fields(tt.args)...)
@@ -115,7 +131,7 @@ func TestArrayCommands(t *testing.T) {
 		out, err string
 	}{
 		"by passphrase":   {"array status --data d --config conf.yaml", exitOK, "healthy", ""},
-		"no secret":       {"array status --data d", exitFailure, "", "nothing to unlock the array with"},
+		"no secret":       {"array status --data d --json", exitFailure, `"state": "unopened"`, "nothing to unlock the array with"},
 		"wrong recovery":  {"array status --data d --recovery-key-file pass", exitFailure, "", "invalid recovery key"},
 		"check":           {"array check --data d --recovery-key-file recovery --repair --json", exitOK, `"bad": 0`, ""},
 		"rebuild":         {"array rebuild-index --data d --recovery-key-file recovery", exitOK, "index rebuilt", ""},
@@ -220,10 +236,10 @@ func TestHelpAndManual(t *testing.T) {
 	}
 	var walk func(c *cobra.Command)
 	walk = func(c *cobra.Command) {
-		if c.Hidden || c.Name() == "help" || c.Name() == "completion" {
+		if c.Hidden || c.Name() == "help" {
 			return
 		}
-		if c.Short == "" || len(c.Long) < len(c.Short) || c.Runnable() && c.Example == "" && !c.HasSubCommands() && c.Name() != "version" {
+		if c.Short == "" || len(c.Long) < len(c.Short) || c.Runnable() && c.Example == "" && !c.HasSubCommands() {
 			t.Errorf("%s: help is thin", c.CommandPath())
 		}
 		page := strings.ReplaceAll(c.CommandPath(), " ", "-") + ".8"

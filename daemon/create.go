@@ -65,28 +65,23 @@ type planDisk struct {
 func planArray(opt *createOptions) (*arrayPlan, error) {
 	p := &arrayPlan{}
 	var sizes []int64
+	given := map[string]string{}
 	for _, path := range opt.disks {
 		abs, err := filepath.Abs(path)
 		if err != nil {
 			return nil, fmt.Errorf("plan array: %w", err)
 		}
-		d := planDisk{Path: abs}
-		f, err := os.Open(abs)
-		switch {
-		case errors.Is(err, fs.ErrNotExist) && opt.diskSize > 0:
-			d.New, d.Size = true, int64(opt.diskSize)
-		case errors.Is(err, fs.ErrNotExist):
-			return nil, usageError{fmt.Errorf("%s does not exist; --disk-size would make it a file of that size", path)}
-		case err != nil:
+		id, err := diskIdentity(abs)
+		if err != nil {
 			return nil, fmt.Errorf("plan array: %w", err)
-		default:
-			d.Size, err = f.Seek(0, io.SeekEnd)
-			if err = errors.Join(err, f.Close()); err != nil {
-				return nil, fmt.Errorf("plan array: size of %s: %w", path, err)
-			}
-			if d.Holds, err = disk.Inspect(abs); err != nil {
-				return nil, fmt.Errorf("plan array: %w", err)
-			}
+		}
+		if other, ok := given[id]; ok {
+			return nil, usageError{fmt.Errorf("%s and %s are the same disk", other, path)}
+		}
+		given[id] = path
+		d, err := inspectDisk(abs, opt.diskSize)
+		if err != nil {
+			return nil, err
 		}
 		p.Disks = append(p.Disks, d)
 		sizes = append(sizes, d.Size)
@@ -102,6 +97,48 @@ func planArray(opt *createOptions) (*arrayPlan, error) {
 	}
 	p.Usable = extents / int64(geo.Data+geo.Parity) * int64(geo.Data) * geo.ExtentSize
 	return p, nil
+}
+
+// inspectDisk describes the disk at path. One that does not exist is a file to be made, if newSize says how large.
+func inspectDisk(path string, newSize Size) (d planDisk, err error) {
+	d.Path = path
+	f, err := os.Open(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && newSize > 0:
+		d.New, d.Size = true, int64(newSize)
+		return d, nil
+	case errors.Is(err, fs.ErrNotExist):
+		return d, usageError{fmt.Errorf("%s does not exist; --disk-size would make it a file of that size", path)}
+	case err != nil:
+		return d, fmt.Errorf("plan array: %w", err)
+	}
+	d.Size, err = f.Seek(0, io.SeekEnd)
+	if err = errors.Join(err, f.Close()); err != nil {
+		return d, fmt.Errorf("plan array: size of %s: %w", path, err)
+	}
+	if d.Holds, err = disk.Inspect(path); err != nil {
+		return d, fmt.Errorf("plan array: %w", err)
+	}
+	return d, nil
+}
+
+// diskIdentity tells disks apart, whatever the path that leads to them: a block device by its number, a file by its inode, one that
+// is yet to be made by its name in its directory.
+func diskIdentity(path string) (string, error) {
+	var st unix.Stat_t
+	switch err := unix.Stat(path, &st); {
+	case err == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK:
+		return fmt.Sprintf("device %d", st.Rdev), nil
+	case err == nil:
+		return fmt.Sprintf("file %d on %d", st.Ino, st.Dev), nil
+	case !errors.Is(err, fs.ErrNotExist):
+		return "", fmt.Errorf("inspect %s: %w", path, err)
+	}
+	dir, name := filepath.Split(path)
+	if real, err := filepath.EvalSymlinks(dir); err == nil {
+		dir = real // else creation makes the directory
+	}
+	return "new " + filepath.Join(dir, name), nil
 }
 
 // refuse says why the plan must not be carried out, nil if it may.

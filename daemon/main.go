@@ -15,6 +15,7 @@ import (
 	"os/signal"
 	"runtime"
 	"runtime/debug"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -107,7 +108,29 @@ func newRootCommand(e env) *cobra.Command {
 	root.SetErr(e.stderr)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.AddCommand(newServeCommand(e), newArrayCommand(e), newHWCommand(e), newVersionCommand(e), newManCommand())
+	root.Version = version // adds --version
+	root.SetVersionTemplate(thisVersion().String() + "\n")
+	root.InitDefaultCompletionCmd()
+	for _, c := range root.Commands() {
+		if c.Name() == "completion" {
+			addCompletionExamples(c)
+		}
+	}
 	return root
+}
+
+// addCompletionExamples completes the help of the command that cobra makes.
+func addCompletionExamples(completion *cobra.Command) {
+	examples := map[string]string{
+		"bash":       "  source <(coffer completion bash)",
+		"zsh":        "  coffer completion zsh > \"${fpath[1]}/_coffer\"",
+		"fish":       "  coffer completion fish | source",
+		"powershell": "  coffer completion powershell | Out-String | Invoke-Expression",
+	}
+	completion.Example = examples["bash"] + "\n" + examples["fish"]
+	for _, c := range completion.Commands() {
+		c.Example = examples[c.Name()]
+	}
 }
 
 // noArgs refuses arguments as a usage error.
@@ -118,27 +141,44 @@ func noArgs(cmd *cobra.Command, args []string) error {
 	return nil
 }
 
-func newVersionCommand(e env) *cobra.Command {
-	return &cobra.Command{
-		Use:   "version",
-		Short: "Print the version",
-		Long:  "Print the version of coffer, of the Go release it was built with, and the commit if it is known.",
-		Args:  noArgs,
-		RunE: func(*cobra.Command, []string) error {
-			_, err := fmt.Fprintf(e.stdout, "coffer %s %s %s/%s%s\n", version, runtime.Version(), runtime.GOOS, runtime.GOARCH, revision())
-			return err
-		},
-	}
+// versionInfo is the document of `coffer version --json`.
+type versionInfo struct {
+	Version string `json:"version"`
+	Go      string `json:"go"`
+	OS      string `json:"os"`
+	Arch    string `json:"arch"`
+	Commit  string `json:"commit,omitempty"` // if the build noted it
 }
 
-// revision is the commit that the build noted, with a space in front, or "".
-func revision() string {
+func thisVersion() versionInfo {
+	v := versionInfo{Version: version, Go: runtime.Version(), OS: runtime.GOOS, Arch: runtime.GOARCH}
 	if info, ok := debug.ReadBuildInfo(); ok {
 		for _, s := range info.Settings {
 			if s.Key == "vcs.revision" {
-				return " " + s.Value
+				v.Commit = s.Value
 			}
 		}
 	}
-	return ""
+	return v
+}
+
+func (v versionInfo) String() string {
+	return strings.TrimSpace(fmt.Sprintf("coffer %s %s %s/%s %s", v.Version, v.Go, v.OS, v.Arch, v.Commit))
+}
+
+func newVersionCommand(e env) *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:     "version",
+		Short:   "Print the version",
+		Long:    "Print the version of coffer, of the Go release it was built with, and the commit if it is known.",
+		Example: "  coffer version\n  coffer version --json | jq -r .commit",
+		Args:    noArgs,
+		RunE: func(*cobra.Command, []string) error {
+			v := thisVersion()
+			return show(e.stdout, asJSON, v, func(w io.Writer) { fmt.Fprintln(w, v) })
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
 }

@@ -84,7 +84,7 @@ func newServeCommand(e env) *cobra.Command {
 	fl.StringVar(&f.data, "data", "", "`DIR`ectory of index, certificates and keys (default ./data)")
 	fl.StringVar(&f.listen, "listen", "", "`HOST:PORT` of S3 over TLS (default 127.0.0.1:9000)")
 	fl.StringVar(&f.http, "http", "", "`HOST:PORT` of S3 in plaintext; loopback unless the configuration allows more (default none)")
-	fl.StringVar(&f.admin, "admin", "", "`HOST:PORT` of health and metrics, or none (default 127.0.0.1:9001)")
+	fl.StringVar(&f.admin, "admin", "", "`HOST:PORT` of health, metrics and array status, or none: then a running array has no status (default 127.0.0.1:9001)")
 	fl.StringVar(&f.config, "config", "", "configuration `FILE` in YAML")
 	fl.StringVar(&f.recoveryKeyFile, "recovery-key-file", "", "`FILE` with the recovery key, to open the array when its other key slots are lost")
 	fl.BoolVar(&f.degraded, "degraded", false, "open the array though so few disks are present that they could be a stale half of it")

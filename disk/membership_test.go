@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"coffer/disk/internal/blockdev"
 )
@@ -285,14 +286,20 @@ func TestFilesAsDisks(t *testing.T) {
 	w := newWritten()
 	a := f.open()
 	w.fill(t, a, 1)
-	if _, err := Discover(f.paths, false); !errors.Is(err, blockdev.ErrInUse) {
+	if _, err := discoverFiles(f.paths, false, 0); !errors.Is(err, blockdev.ErrInUse) {
 		t.Errorf("opened twice: %v", err)
 	}
-	a.Close()
+	// A holder that lets go soon, as the kernel does with the disks of a killed process, is waited for.
+	time.AfterFunc(100*time.Millisecond, func() { a.Close() })
+	set, err := Discover(f.paths, true)
+	if err != nil {
+		t.Fatalf("opened while the disks were given back: %v", err)
+	}
+	set.Close()
 	if what, err := Inspect(f.paths[0]); err != nil || !strings.Contains(what, "member of array 09") {
 		t.Errorf("inspect: %q, %v", what, err)
 	}
-	err := Create(t.Context(), CreateOptions{ArrayID: [16]byte{8}, Paths: f.paths, Keys: testKeys{}})
+	err = Create(t.Context(), CreateOptions{ArrayID: [16]byte{8}, Paths: f.paths, Keys: testKeys{}})
 	if !errors.Is(err, ErrInUse) {
 		t.Errorf("created over an array: %v", err)
 	}

@@ -22,13 +22,22 @@ type Set struct {
 	absent []string      // paths that could not be opened, with the reason
 }
 
+// releaseWait bounds how long Discover waits, for all disks together, until the kernel has taken them from a process that was killed.
+const releaseWait = 5 * time.Second
+
 // Discover opens the devices exclusively and reads their superblocks. Paths that do not open and devices without a superblock
-// are no error: the rest may be enough. Close the set, or hand it to Open.
+// are no error: the rest may be enough. A device that another opener keeps for more than a few seconds is one. Close the set, or
+// hand it to Open.
 func Discover(paths []string, readOnly bool) (*Set, error) {
+	return discoverFiles(paths, readOnly, releaseWait)
+}
+
+func discoverFiles(paths []string, readOnly bool, wait time.Duration) (*Set, error) {
+	deadline := time.Now().Add(wait)
 	var devs []blockdev.Device
 	var absent []string
 	for _, p := range paths {
-		d, err := blockdev.OpenFile(p, blockdev.OpenOptions{ReadOnly: readOnly})
+		d, err := blockdev.OpenFile(p, blockdev.OpenOptions{ReadOnly: readOnly, Wait: time.Until(deadline)})
 		if errors.Is(err, blockdev.ErrInUse) {
 			for _, d := range devs {
 				d.Close()
@@ -83,18 +92,8 @@ func readNew(devs []blockdev.Device, timeout time.Duration) (raws []rawSuper, er
 
 func discover(devs []blockdev.Device, absent []string, timeout time.Duration) (*Set, error) {
 	s := &Set{devs: devs, absent: absent}
-	var err error
-	if s.raw, s.faults, err = readNew(devs, timeout); err != nil {
-		for _, d := range devs {
-			err = errors.Join(err, d.Close())
-		}
-		return nil, err
-	}
-	s.found = make([]*superblock, len(devs))
-	for i := range devs {
-		if s.faults[i] == nil {
-			s.found[i], _, s.faults[i] = chooseCopy(s.raw[i], nil)
-		}
+	if err := s.read(timeout); err != nil {
+		return nil, errors.Join(err, s.Close())
 	}
 	if s.newest() == nil {
 		err := fmt.Errorf("%w: none of %d devices has a superblock: %w", ErrMembership, len(devs)+len(absent), errors.Join(s.faults...))
@@ -104,6 +103,20 @@ func discover(devs []blockdev.Device, absent []string, timeout time.Duration) (*
 		return nil, errors.Join(err, s.Close())
 	}
 	return s, nil
+}
+
+// read fills raw, found and faults.
+func (s *Set) read(timeout time.Duration) (err error) {
+	if s.raw, s.faults, err = readNew(s.devs, timeout); err != nil {
+		return err
+	}
+	s.found = make([]*superblock, len(s.devs))
+	for i := range s.devs {
+		if s.faults[i] == nil {
+			s.found[i], _, s.faults[i] = chooseCopy(s.raw[i], nil)
+		}
+	}
+	return nil
 }
 
 // newest is the superblock with the highest epoch, by checksum alone, of the array that most of the devices name.

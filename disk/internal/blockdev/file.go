@@ -14,8 +14,12 @@ import (
 
 // OpenOptions configures OpenFile.
 type OpenOptions struct {
-	ReadOnly bool // for inspection: every change is refused with ErrReadOnly. The device is still locked against other openers.
+	ReadOnly bool          // for inspection: every change is refused with ErrReadOnly. The device is still locked against other openers.
+	Wait     time.Duration // how long to wait for another opener to let go, before ErrInUse
 }
+
+// claimInterval is how often a device that is in use is tried again.
+const claimInterval = 20 * time.Millisecond
 
 // fileDevice is a Device on a block device or a regular file.
 type fileDevice struct {
@@ -31,12 +35,21 @@ type fileDevice struct {
 // OpenFile opens the block device or preallocated regular file at path, past the page cache and for this opener alone: a
 // block device by O_EXCL, which also excludes mounts, a file by flock. It fails with ErrInUse when another has it and with
 // ErrNoDirect when the file system cannot do direct I/O.
+//
+// The kernel ends the ring of a process that was killed some time after it reports the death, and until then the ring's transfers
+// hold the device. Who opens what such a process had, as a service that is started again at once does, gives opt.Wait.
 func OpenFile(path string, opt OpenOptions) (Device, error) {
-	d, err := openFile(path, opt, sysfs{root: "/sys"})
-	if err != nil {
-		return nil, fmt.Errorf("open device %s: %w", path, err)
+	deadline := time.Now().Add(opt.Wait)
+	for {
+		d, err := openFile(path, opt, sysfs{root: "/sys"})
+		if err == nil {
+			return d, nil
+		}
+		if !errors.Is(err, ErrInUse) || !time.Now().Before(deadline) {
+			return nil, fmt.Errorf("open device %s: %w", path, err)
+		}
+		time.Sleep(claimInterval)
 	}
-	return d, nil
 }
 
 func openFile(path string, opt OpenOptions, sys sysfs) (*fileDevice, error) {

@@ -63,14 +63,20 @@ func TestOpenFile(t *testing.T) {
 			t.Errorf("second opener: %v", err)
 		}
 	}
+	start := time.Now()
+	if _, err := OpenFile(path, OpenOptions{Wait: 50 * time.Millisecond}); !errors.Is(err, ErrInUse) || time.Since(start) < 50*time.Millisecond {
+		t.Errorf("second opener that waits: %v after %v", err, time.Since(start))
+	}
 	w, r := buffer(t, Align, 5), buffer(t, Align, 0)
 	if err := d.WriteAt(w, 0, true); err != nil {
 		t.Fatal(err)
 	}
-	if err := d.Close(); err != nil {
+	closed := make(chan error, 1)
+	time.AfterFunc(50*time.Millisecond, func() { closed <- d.Close() })
+	ro, err := OpenFile(path, OpenOptions{ReadOnly: true, Wait: time.Minute})
+	if err := <-closed; err != nil {
 		t.Fatal(err)
 	}
-	ro, err := OpenFile(path, OpenOptions{ReadOnly: true})
 	if err != nil {
 		t.Fatalf("after close: %v", err)
 	}
