@@ -118,6 +118,7 @@ type forget struct{}
 func (forget) Position() (disk.Position, error)        { return disk.Position{}, nil }
 func (forget) Apply(disk.Position, []disk.Entry) error { return nil }
 func (forget) Reset() error                            { return nil }
+func (forget) Freed() ([]disk.StripeRange, error)      { return nil, nil }
 
 // open makes a new array over whatever the disks hold, and opens it.
 func (r *rig) open(ctx context.Context, o bedOptions) (_ *bed, err error) {

@@ -91,6 +91,15 @@ func newAdminHandler(opt adminOptions) http.Handler {
 		}
 		answerJSON(w, rep)
 	}))
+	mux.HandleFunc("POST /array/replace", withApp(opt.app, func(w http.ResponseWriter, r *http.Request, app *appliance) {
+		q := r.URL.Query()
+		rep, err := app.replace(r.Context(), q.Get("old"), q.Get("new"), q.Get("force") == "true")
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusConflict)
+			return
+		}
+		answerJSON(w, rep)
+	}))
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync/atomic"
 
 	"coffer/disk"
 	"coffer/hw"
@@ -135,7 +136,8 @@ type appliance struct {
 	array  *disk.Array
 	store  *object.Store // nil: opened for reading
 	slot   string        // kind of the key slot that opened it
-	paths  []string      // where the disks were looked for
+	dir    dataDir
+	paths  atomic.Pointer[[]string] // where the disks are looked for
 }
 
 // openMode says what an appliance is opened for.
@@ -172,7 +174,8 @@ func tryAppliance(ctx context.Context, cfg *Config, getenv func(string) string, 
 	if err := set.Only(notedID(cfg, dir)); err != nil {
 		return nil, errors.Join(fmt.Errorf("open array: %w", err), set.Close())
 	}
-	app := &appliance{crypto: crypto, paths: paths}
+	app := &appliance{crypto: crypto, dir: dir}
+	app.paths.Store(&paths)
 	keys, results, err := kms.Unlock(ctx, set.ArrayID(), set.KeyArea(), slots)
 	for _, r := range results {
 		if r.OK {

@@ -51,7 +51,7 @@ func newArrayCommand(e env) *cobra.Command {
 		Args:  noArgs,
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newCreateCommand(e), newStatusCommand(e), newCheckCommand(e), newRebuildCommand(e))
+	cmd.AddCommand(newCreateCommand(e), newStatusCommand(e), newCheckCommand(e), newRebuildCommand(e), newReplaceCommand(e))
 	return cmd
 }
 
@@ -275,7 +275,8 @@ func (a *appliance) status(running bool) *arrayStatus {
 
 // placeMissing names the place of disks that were not found, as far as the list that creation wrote in slot order tells.
 func (a *appliance) placeMissing(disks []disk.DiskStatus) {
-	if len(a.paths) != len(disks) {
+	paths := *a.paths.Load()
+	if len(paths) != len(disks) {
 		return
 	}
 	known := map[string]bool{}
@@ -283,8 +284,8 @@ func (a *appliance) placeMissing(disks []disk.DiskStatus) {
 		known[d.Path] = true
 	}
 	for i := range disks {
-		if disks[i].Path == "" && !known[a.paths[i]] {
-			disks[i].Path = a.paths[i]
+		if disks[i].Path == "" && !known[paths[i]] {
+			disks[i].Path = paths[i]
 		}
 	}
 }

@@ -12,7 +12,6 @@ import (
 	"os"
 	"path/filepath"
 
-	"go.yaml.in/yaml/v3"
 	"golang.org/x/sys/unix"
 
 	"coffer/disk"
@@ -204,12 +203,8 @@ func createArray(ctx context.Context, dir dataDir, p *arrayPlan, opt *createOpti
 	if err != nil {
 		return nil, fmt.Errorf("create array: %w", err)
 	}
-	note, err := yaml.Marshal(arrayNote{ArrayID: hex.EncodeToString(id[:]), Disks: paths})
-	if err != nil {
-		return nil, fmt.Errorf("note the array: %w", err)
-	}
 	// An index that an earlier array left here would only be found out and replayed anew.
-	if err := errors.Join(writeFile(dir.arrayFile(), note, 0o600), os.RemoveAll(dir.index())); err != nil {
+	if err := errors.Join(dir.noteDisks(id, paths), os.RemoveAll(dir.index())); err != nil {
 		return nil, fmt.Errorf("note the array: %w", err)
 	}
 	p.ArrayID = hex.EncodeToString(id[:])

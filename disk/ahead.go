@@ -19,10 +19,10 @@ func (a *Array) run(ops []blockdev.Op) error {
 	if !a.opening || err != nil {
 		return err
 	}
-	var late []int
+	var late []*disk
 	for i := range ops {
-		if slot := a.slotOf[ops[i].Dev]; ops[i].Stuck && !slices.Contains(late, slot) {
-			late = append(late, slot)
+		if d := a.diskOf[ops[i].Dev].Load(); ops[i].Stuck && d != nil && !slices.Contains(late, d) {
+			late = append(late, d)
 		}
 	}
 	return a.lose(late, "a read timed out during recovery")

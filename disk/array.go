@@ -33,7 +33,7 @@ type Array struct {
 	// Four arenas, so that those who wait for one kind of buffer never hold back those who could free another: bulk stripes
 	// being filled; views being read; cells read to rebuild others, for a view or a repair; packed stripes and superblocks.
 	arena, reads, rebuild, meta *blockdev.Arena
-	slotOf                      []int // group index -> slot
+	diskOf                      []atomic.Pointer[disk] // by group index; also those that were replaced
 	log                         *packedLog
 	bulk                        bulkStream
 	stats                       counters
@@ -45,6 +45,14 @@ type Array struct {
 	cancel context.CancelFunc
 	tasks  sync.WaitGroup
 	repair chan repairTask
+	room   room
+	tight  atomic.Bool // new data should wait for compaction
+	full   atomic.Bool // only the reserve is left
+
+	// table holds the disks by slot. It is replaced as a whole, under mu; a disk's identity and device never change.
+	table atomic.Pointer[[]*disk]
+
+	rebuildRate atomic.Int64
 
 	opening bool // recovery runs, and nothing else
 
@@ -56,7 +64,6 @@ type Array struct {
 	mu      sync.RWMutex
 	mark    uint64     // highest stripe that recovery knew to be acknowledged
 	super   superblock // what all members share; disk and slot are filled in per member
-	disks   []*disk    // by slot
 	bands   map[uint64]*band
 	bandSeq uint64
 	ahead   map[kind]*aheadBand
@@ -66,6 +73,8 @@ type Array struct {
 // counters are kept for Status.
 type counters struct {
 	commits, records, applied atomic.Uint64
+	freed                     atomic.Uint64 // bands
+	views, stripes            atomic.Uint64 // read for callers, and bulk ones written
 	repairs, reconstructions  atomic.Uint64
 }
 
@@ -75,6 +84,9 @@ type aheadBand struct {
 	band *band
 	err  error
 }
+
+// slots returns the disks by slot.
+func (a *Array) slots() []*disk { return *a.table.Load() }
 
 func (a *Array) now() time.Time { return time.Now() }
 
@@ -161,7 +173,7 @@ func (a *Array) epochNow() uint64 {
 // liveLocked counts the usable disks; a.mu is held.
 func (a *Array) liveLocked() int {
 	n := 0
-	for _, d := range a.disks {
+	for _, d := range a.slots() {
 		if d.usable() {
 			n++
 		}
@@ -169,11 +181,11 @@ func (a *Array) liveLocked() int {
 	return n
 }
 
-func (a *Array) anyUsable(slots []int) bool {
+func (a *Array) anyUsable(disks []*disk) bool {
 	a.mu.RLock()
 	defer a.mu.RUnlock()
-	for _, s := range slots {
-		if a.disks[s].usable() {
+	for _, d := range disks {
+		if d.usable() {
 			return true
 		}
 	}
@@ -232,10 +244,10 @@ func (a *Array) openAhead(b *band) {
 }
 
 // fence takes disks out of the array and begins a new epoch without them. Nothing packed is in flight.
-func (a *Array) fence(slots []int) error {
+func (a *Array) fence(disks []*disk) error {
 	a.lockGate()
 	defer a.gate.Unlock()
-	fresh, err := a.fenceDisks(slots, "a write failed or timed out")
+	fresh, err := a.fenceDisks(disks, "a write failed or timed out")
 	if err != nil || !fresh {
 		return err
 	}
@@ -244,26 +256,35 @@ func (a *Array) fence(slots []int) error {
 
 // fenceDisks takes disks out and reports whether any was still in. When fewer would be left than data needs, all stay: they refuse
 // writes, but what they hold can be read as long as nobody says otherwise.
-func (a *Array) fenceDisks(slots []int, reason string) (fresh bool, err error) {
+func (a *Array) fenceDisks(disks []*disk, reason string) (fresh bool, err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	var failed []*disk // each once
-	for _, s := range slots {
-		if d := a.disks[s]; d.usable() && !slices.Contains(failed, d) {
+	for _, d := range disks {
+		if d.usable() && !slices.Contains(failed, d) {
 			failed = append(failed, d)
 		}
 	}
 	fresh = len(failed) > 0
-	out := len(a.disks) - a.liveLocked() + len(failed)
+	out := len(failed)
+	for _, d := range a.slots() {
+		if !d.whole() && !slices.Contains(failed, d) {
+			out++
+		}
+	}
 	for _, d := range failed {
 		d.reason = reason
+		if d.rebuild != nil {
+			d.rebuild.cancel()
+			d.rebuild = nil
+		}
 		if out <= a.geo.Parity {
 			d.state = DiskFenced
 		}
 		a.logger.Error("disk failed", "path", d.path, "slot", d.slot, "state", string(d.state), "reason", reason)
 	}
 	if fresh && out > a.geo.Parity {
-		return true, fmt.Errorf("%d of %d disks failed or are gone, parity bears %d: %w", out, len(a.disks), a.geo.Parity, ErrReadOnly)
+		return true, fmt.Errorf("%d of %d disks failed or are gone, parity bears %d: %w", out, len(a.slots()), a.geo.Parity, ErrReadOnly)
 	}
 	return fresh, nil
 }
@@ -280,10 +301,17 @@ func (a *Array) beginEpoch(cut uint64) error {
 		s.history = append([]epoch{e}, s.history[:min(len(s.history), maxHistory-1)]...)
 		s.members = append([]memberEntry(nil), s.members...)
 		s.keyArea, s.clean, s.last = a.opt.Keys.Area(), false, 0
-		for i, d := range a.disks {
+		for i, d := range a.slots() {
 			st := memberActive
-			if !d.usable() {
+			switch {
+			case !d.usable() && d.hollow:
+				st = memberOutHollow
+				out++
+			case !d.usable():
 				st = memberOut
+				out++
+			case !d.whole():
+				st = memberRebuilding
 				out++
 			}
 			if s.members[i].state != st {
@@ -292,7 +320,7 @@ func (a *Array) beginEpoch(cut uint64) error {
 		}
 		a.mu.Unlock()
 		if out > a.geo.Parity {
-			return fmt.Errorf("%d of %d disks are gone, parity bears %d: %w", out, len(a.disks), a.geo.Parity, ErrReadOnly)
+			return fmt.Errorf("%d of %d disks are gone, parity bears %d: %w", out, len(a.slots()), a.geo.Parity, ErrReadOnly)
 		}
 		failed, err := a.writeSuper(&s)
 		if err != nil {
@@ -311,9 +339,9 @@ func (a *Array) beginEpoch(cut uint64) error {
 	}
 }
 
-// writeSuper writes the superblock to every live disk, one copy after the other, and reads it back. It returns the slots where
+// writeSuper writes the superblock to every live disk, one copy after the other, and reads it back. It returns the disks where
 // fewer than three copies hold.
-func (a *Array) writeSuper(s *superblock) ([]int, error) {
+func (a *Array) writeSuper(s *superblock) ([]*disk, error) {
 	good := map[int]int{}
 	key := a.opt.Keys.SuperblockKey()
 	for c := range superCopies {
@@ -321,10 +349,10 @@ func (a *Array) writeSuper(s *superblock) ([]int, error) {
 			return nil, err
 		}
 	}
-	var failed []int
+	var failed []*disk
 	var devs []int
 	var live []*disk
-	for _, d := range a.disks {
+	for _, d := range a.slots() {
 		if d.usable() {
 			devs, live = append(devs, d.gi), append(live, d)
 		}
@@ -343,7 +371,7 @@ func (a *Array) writeSuper(s *superblock) ([]int, error) {
 			}
 		}
 		if err != nil {
-			failed = append(failed, d.slot)
+			failed = append(failed, d)
 		}
 	}
 	return failed, nil
@@ -354,12 +382,12 @@ func (a *Array) writeSuper(s *superblock) ([]int, error) {
 func (a *Array) healSupers() error {
 	key := a.opt.Keys.SuperblockKey()
 	for c := range superCopies {
-		buf, err := a.meta.Get(a.ctx, len(a.disks)*superSize)
+		buf, err := a.meta.Get(a.ctx, len(a.slots())*superSize)
 		if err != nil {
 			return err
 		}
 		var ops []blockdev.Op
-		for i, d := range a.disks {
+		for i, d := range a.slots() {
 			if d.present() && slices.Contains(d.torn, c) {
 				mem := buf.Bytes()[i*superSize:][:superSize]
 				copy(mem, d.super.encode(c, key))
@@ -370,8 +398,8 @@ func (a *Array) healSupers() error {
 		if err != nil {
 			return err
 		}
-		for _, slot := range failed {
-			a.logger.Warn("superblock copy not rewritten", "path", a.disks[slot].path, "copy", c)
+		for _, d := range failed {
+			a.logger.Warn("superblock copy not rewritten", "path", d.path, "copy", c)
 		}
 	}
 	return nil
@@ -380,11 +408,11 @@ func (a *Array) healSupers() error {
 // writeCopy writes one copy to all live disks at once and counts where it was taken.
 func (a *Array) writeCopy(s *superblock, copyNo int, key []byte, good map[int]int) error {
 	var ops []blockdev.Op
-	buf, err := a.meta.Get(context.WithoutCancel(a.ctx), len(a.disks)*superSize)
+	buf, err := a.meta.Get(context.WithoutCancel(a.ctx), len(a.slots())*superSize)
 	if err != nil {
 		return err
 	}
-	for i, d := range a.disks {
+	for i, d := range a.slots() {
 		if !d.usable() {
 			continue
 		}
@@ -402,10 +430,10 @@ func (a *Array) writeCopy(s *superblock, copyNo int, key []byte, good map[int]in
 		return fmt.Errorf("write superblocks: %w", err)
 	}
 	for _, op := range ops {
-		good[a.slotOf[op.Dev]]++
+		good[a.diskOf[op.Dev].Load().slot]++
 	}
-	for _, slot := range failed {
-		good[slot]--
+	for _, d := range failed {
+		good[d.slot]--
 	}
 	return nil
 }
@@ -475,7 +503,7 @@ func (a *Array) WriteKeyArea() error {
 	return nil
 }
 
-func (a *Array) writeKeyArea() (failed []int, err error) {
+func (a *Array) writeKeyArea() (failed []*disk, err error) {
 	a.lockGate()
 	defer a.gate.Unlock()
 	a.mu.RLock()
@@ -522,7 +550,9 @@ func (a *Array) markClean() error {
 func (a *Array) closeDevices() error {
 	err := a.group.Close()
 	for i := range a.group.Len() {
-		err = errors.Join(err, a.group.Device(i).Close())
+		if e := a.group.Device(i).Close(); !errors.Is(e, blockdev.ErrClosed) { // as of a disk that was replaced
+			err = errors.Join(err, e)
+		}
 	}
 	if a.opt.arenas == nil {
 		err = errors.Join(err, a.arena.Close(), a.reads.Close(), a.rebuild.Close(), a.meta.Close())

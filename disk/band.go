@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -21,10 +22,15 @@ type band struct {
 	epoch   uint64
 	parity  int
 	nonce   [16]byte
-	first   uint64 // number of its first packed stripe, as foreseen when it was opened; informational
-	opened  int64  // unix ms
+	opened  int64 // unix ms
 	members []bandMember
-	end     uint32 // blocks in use, from recovery or from writing; guarded by the stream that appends
+	end     uint32        // blocks in use, from recovery or from writing; guarded by the stream that appends
+	first   atomic.Uint64 // number of its first packed stripe; 0: none yet, or it cannot be read
+	fresh   bool          // opened by this process
+	open    atomic.Bool   // more will be written to it
+	pins    atomic.Int32  // raised under Array.mu only, so that a dying band gets none
+	dying   bool          // being freed; guarded by Array.mu
+	hollow  atomic.Uint32 // by position: the member's disk is being rebuilt and lacks the cells
 }
 
 // bandMember is the extent that a band has on one disk.
@@ -58,15 +64,21 @@ type disk struct {
 	extents uint32
 	used    []bool // by extent
 	free    int
-	next    uint32 // where the search for a free extent begins
+	next    uint32      // where the search for a free extent begins
+	hollow  bool        // being rebuilt: the member table says so
+	rebuild *rebuilding // guarded by Array.mu
+	suspect atomic.Bool // slower than its peers
 }
 
 // usable reports whether the disk takes part in new writes.
-func (d *disk) usable() bool { return d.state == DiskHealthy }
+func (d *disk) usable() bool { return d.state == DiskHealthy || d.state == DiskRebuilding }
+
+// whole reports whether the disk holds all that is its own.
+func (d *disk) whole() bool { return d.state == DiskHealthy }
 
 // present reports whether cells are read from the disk. A stale one's are as good as any: each proves itself, and the cuts say
 // which stripes are void.
-func (d *disk) present() bool { return d.state == DiskHealthy || d.state == DiskStale }
+func (d *disk) present() bool { return d.usable() || d.state == DiskStale }
 
 // takeExtent reserves the next free extent.
 func (d *disk) takeExtent() (uint32, bool) {
@@ -90,12 +102,12 @@ func (d *disk) markUsed(e uint32) {
 }
 
 // reserveBands is how many bands only essential records may open.
-const reserveBands = 2
+const reserveBands = 4
 
 // bandsLeft is how many bands of the widest possible width the free extents still make; a.mu is held.
 func (a *Array) bandsLeft() int {
 	var free []int
-	for _, d := range a.disks {
+	for _, d := range a.slots() {
 		if d.usable() {
 			free = append(free, d.free)
 		}
@@ -137,7 +149,7 @@ func (a *Array) allocateBand(k kind, essential bool) (*band, error) {
 		return nil, fmt.Errorf("open band: %w", ErrFull)
 	}
 	var live []*disk
-	for _, d := range a.disks {
+	for _, d := range a.slots() {
 		if d.usable() && d.free > 0 {
 			live = append(live, d)
 		}
@@ -150,13 +162,15 @@ func (a *Array) allocateBand(k kind, essential bool) (*band, error) {
 	a.bandSeq++
 	b := &band{
 		num: a.super.epoch().num<<32 | a.bandSeq, kind: k, epoch: a.super.epoch().num,
-		parity: min(a.geo.Parity, width-1), end: 1, opened: a.now().UnixMilli(),
+		parity: min(a.geo.Parity, width-1), end: 1, opened: a.now().UnixMilli(), fresh: true,
 	}
+	b.open.Store(true)
 	a.random(b.nonce[:])
 	for _, d := range live[:width] {
 		e, _ := d.takeExtent()
 		b.members = append(b.members, bandMember{slot: d.slot, extent: e})
 	}
+	a.noteSpace()
 	return b, nil
 }
 
@@ -171,7 +185,7 @@ func (a *Array) prepareBand(ctx context.Context, b *band) error {
 	}
 	ops := make([]blockdev.Op, len(b.members))
 	for i, m := range b.members {
-		d := a.disks[m.slot]
+		d := a.slots()[m.slot]
 		block := buf.Bytes()[i*BlockSize:][:BlockSize]
 		a.codec.putBand(block, b, i, d.id)
 		ops[i] = blockdev.Op{Dev: d.gi, Write: true, Durable: true, Off: a.geo.extentOffset(m.extent), Buf: block}
@@ -181,7 +195,7 @@ func (a *Array) prepareBand(ctx context.Context, b *band) error {
 		return err
 	}
 	if len(failed) > 0 {
-		return &fenceError{slots: failed, err: firstError(ops)}
+		return &fenceError{disks: failed, err: firstError(ops)}
 	}
 	return nil
 }
@@ -191,7 +205,7 @@ func (a *Array) prepareExtents(b *band) error {
 	errs := make([]error, len(b.members))
 	var wg sync.WaitGroup
 	for i, m := range b.members {
-		prepare := func() { errs[i] = a.prepareExtent(a.disks[m.slot].dev, m.extent) }
+		prepare := func() { errs[i] = a.prepareExtent(a.slots()[m.slot].dev, m.extent) }
 		if a.opt.manual != nil {
 			prepare()
 		} else {
@@ -199,17 +213,17 @@ func (a *Array) prepareExtents(b *band) error {
 		}
 	}
 	wg.Wait()
-	var failed []int
+	var failed []*disk
 	for i, err := range errs {
 		if errors.Is(err, unix.ENOSPC) {
-			return fmt.Errorf("prepare extent on %s: %w: %w", a.disks[b.members[i].slot].path, ErrFull, err)
+			return fmt.Errorf("prepare extent on %s: %w: %w", a.slots()[b.members[i].slot].path, ErrFull, err)
 		}
 		if err != nil {
-			failed = append(failed, b.members[i].slot)
+			failed = append(failed, a.slots()[b.members[i].slot])
 		}
 	}
 	if len(failed) > 0 {
-		return &fenceError{slots: failed, err: errors.Join(errs...)}
+		return &fenceError{disks: failed, err: errors.Join(errs...)}
 	}
 	return nil
 }
@@ -218,31 +232,34 @@ func (a *Array) prepareExtents(b *band) error {
 const preparePiece = 8 << 20
 
 // prepareExtent has a device make the blocks of an extent real, in pieces that each have a write's deadline: the calls behind it
-// block for as long as the disk does. One that misses it is left alone with the piece; it holds no memory of ours.
+// block for as long as the disk does.
 func (a *Array) prepareExtent(dev blockdev.Device, extent uint32) error {
 	start := a.geo.extentOffset(extent)
 	for off := start; off < start+a.geo.ExtentSize; off += preparePiece {
 		n := min(preparePiece, start+a.geo.ExtentSize-off)
-		if a.opt.manual != nil {
-			if err := dev.Prepare(off, n); err != nil {
-				return err
-			}
-			continue
-		}
-		done := make(chan error, 1)
-		go func() { done <- dev.Prepare(off, n) }()
-		deadline := time.NewTimer(a.writeTimeout)
-		select {
-		case err := <-done:
-			deadline.Stop()
-			if err != nil {
-				return err
-			}
-		case <-deadline.C:
-			return fmt.Errorf("prepare %s: %d bytes at %d after %v: %w", dev.Path(), n, off, a.writeTimeout, blockdev.ErrTimeout)
+		if err := a.bounded(func() error { return dev.Prepare(off, n) }); err != nil {
+			return fmt.Errorf("prepare %s: %w", dev.Path(), err)
 		}
 	}
 	return nil
+}
+
+// bounded waits for a call into a disk no longer than a write may take. One that misses the deadline is left alone; it must hold no
+// memory that is used again.
+func (a *Array) bounded(f func() error) error {
+	if a.opt.manual != nil {
+		return f()
+	}
+	done := make(chan error, 1)
+	go func() { done <- f() }()
+	deadline := time.NewTimer(a.writeTimeout)
+	defer deadline.Stop()
+	select {
+	case err := <-done:
+		return err
+	case <-deadline.C:
+		return fmt.Errorf("after %v: %w", a.writeTimeout, blockdev.ErrTimeout)
+	}
 }
 
 // dropBand gives the extents of a band that never came to be back.
@@ -251,20 +268,21 @@ func (a *Array) dropBand(b *band) {
 	defer a.mu.Unlock()
 	delete(a.bands, b.num)
 	for _, m := range b.members {
-		if d := a.disks[m.slot]; int(m.extent) < len(d.used) && d.used[m.extent] {
+		if d := a.slots()[m.slot]; int(m.extent) < len(d.used) && d.used[m.extent] {
 			d.used[m.extent] = false
 			d.free++
 		}
 	}
+	a.noteSpace()
 }
 
 // fenceError says that disks failed a write and must leave the array before it goes on.
 type fenceError struct {
-	slots []int
+	disks []*disk
 	err   error
 }
 
-func (e *fenceError) Error() string { return fmt.Sprintf("write disks %v: %v", e.slots, e.err) }
+func (e *fenceError) Error() string { return fmt.Sprintf("write %d disks: %v", len(e.disks), e.err) }
 func (e *fenceError) Unwrap() error { return e.err }
 
 func firstError(ops []blockdev.Op) error {
@@ -276,20 +294,20 @@ func firstError(ops []blockdev.Op) error {
 	return nil
 }
 
-// runWrites runs a batch of writes and returns the slots of the disks that failed. The buffer is released, or abandoned when
+// runWrites runs a batch of writes and returns the disks that failed. The buffer is released, or abandoned when
 // the kernel still holds it.
-func (a *Array) runWrites(ops []blockdev.Op, buf *blockdev.Buf) ([]int, error) {
+func (a *Array) runWrites(ops []blockdev.Op, buf *blockdev.Buf) ([]*disk, error) {
 	defer release(buf, ops)
 	err := a.group.Run(ops)
-	return a.failedSlots(ops), err
+	return a.failedDisks(ops), err
 }
 
-// failedSlots names the disks whose operations failed.
-func (a *Array) failedSlots(ops []blockdev.Op) []int {
-	var failed []int
+// failedDisks lists the disks whose operations failed.
+func (a *Array) failedDisks(ops []blockdev.Op) []*disk {
+	var failed []*disk
 	for i := range ops {
-		if ops[i].Err != nil && !slices.Contains(failed, a.slotOf[ops[i].Dev]) {
-			failed = append(failed, a.slotOf[ops[i].Dev])
+		if d := a.diskOf[ops[i].Dev].Load(); ops[i].Err != nil && d != nil && !slices.Contains(failed, d) {
+			failed = append(failed, d)
 		}
 	}
 	return failed

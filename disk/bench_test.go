@@ -14,6 +14,7 @@ type discard struct{}
 func (discard) Position() (Position, error)   { return Position{}, nil }
 func (discard) Apply(Position, []Entry) error { return nil }
 func (discard) Reset() error                  { return nil }
+func (discard) Freed() ([]StripeRange, error) { return nil, nil }
 
 // benchArray is a 4+2 array on files, written before, or in memory. renew makes it anew when it is full.
 type benchArray struct {

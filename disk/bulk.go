@@ -50,12 +50,22 @@ type StripeWriter struct {
 	segments int // slots
 	sealed   int // slots 0..sealed-1 are filled
 	rowsDone int // rows whose parity and checksums are computed
+	reserved bool
 	cells    [MaxWidth][]byte
 	crcs     [MaxWidth]uint64
 }
 
 // MaxStripeSegments is the most slots a stripe has.
 func (a *Array) MaxStripeSegments() int { return a.geo.Data * a.geo.rows() }
+
+// NewReservedStripe is NewStripe of one that may take space kept in reserve: for compaction, which gives more back.
+func (a *Array) NewReservedStripe(ctx context.Context, segments int) (*StripeWriter, error) {
+	w, err := a.NewStripe(ctx, segments)
+	if err == nil {
+		w.reserved = true
+	}
+	return w, err
+}
 
 // NewStripe returns memory for a stripe of 1 to MaxStripeSegments segments. It waits while all buffers are in use.
 func (a *Array) NewStripe(ctx context.Context, segments int) (*StripeWriter, error) {
@@ -126,7 +136,8 @@ func (w *StripeWriter) protectRows(to int) error {
 func (w *StripeWriter) Discard() { w.buf.Release() }
 
 // Commit writes the slots that were sealed and returns where they are once they are durable on every disk of the stripe. The
-// writer is spent afterwards, whatever the outcome. The stripe means nothing until a record names it.
+// writer is spent afterwards, whatever the outcome. The stripe means nothing until a record names it: its band is pinned, and
+// the caller unpins it when the record was appended, or never will be.
 func (w *StripeWriter) Commit(ctx context.Context) (Stripe, error) {
 	if w.sealed == 0 {
 		panic("disk: commit of an empty stripe")
@@ -141,7 +152,7 @@ func (w *StripeWriter) Commit(ctx context.Context) (Stripe, error) {
 		fence, shape := (*fenceError)(nil), (*shapeError)(nil)
 		switch {
 		case errors.As(err, &fence):
-			if err := w.a.log.fail(fence.slots); err != nil {
+			if err := w.a.log.fail(fence.disks); err != nil {
 				return Stripe{}, err
 			}
 			if slices.ContainsFunc(ops, func(o blockdev.Op) bool { return o.Stuck }) {
@@ -190,7 +201,7 @@ func (w *StripeWriter) try(ctx context.Context, ops *[]blockdev.Op) (Stripe, err
 	a := w.a
 	a.rlockGate() // a new epoch waits for writes of the old one to end
 	defer a.gate.RUnlock()
-	b, err := a.bulk.reserve(ctx, a, func(width, parity int) (uint32, error) {
+	b, err := a.bulk.reserve(ctx, a, w.reserved, func(width, parity int) (uint32, error) {
 		if w.data+w.parity > width || w.parity != parity {
 			return 0, &shapeError{data: min(width-parity, w.segments), parity: parity}
 		}
@@ -214,10 +225,11 @@ func (w *StripeWriter) try(ctx context.Context, ops *[]blockdev.Op) (Stripe, err
 	if err := a.group.Run(*ops); err != nil {
 		return Stripe{}, err
 	}
-	if failed := a.failedSlots(*ops); len(failed) > 0 {
-		return Stripe{}, &fenceError{slots: failed, err: firstError(*ops)}
+	if failed := a.failedDisks(*ops); len(failed) > 0 {
+		return Stripe{}, &fenceError{disks: failed, err: firstError(*ops)}
 	}
 	written = true
+	a.stats.stripes.Add(1)
 	return Stripe{Band: b.band.num, Off: b.off, Data: uint8(w.data), Segments: uint16(w.segments)}, nil
 }
 
@@ -264,9 +276,10 @@ const maxBulkAhead = 32
 
 // bulkStream hands out places in the bulk bands.
 type bulkStream struct {
-	lock chan struct{} // capacity 1: held while a place is taken, also across the opening of a band
-	band *band         // guarded by lock
-	next uint64        // number of the last place; written under lock and mu
+	lock     chan struct{} // capacity 1: held while a place is taken, also across the opening of a band
+	band     *band         // guarded by lock
+	reserved bool          // band comes from the reserve; guarded by lock
+	next     uint64        // number of the last place; written under lock and mu
 
 	mu      sync.Mutex // guards all below, and next
 	flying  []uint64   // numbers of places whose stripes are on their way, ascending
@@ -283,7 +296,7 @@ type bulkPlace struct {
 
 // reserve takes a place in the open bulk band, or opens the next. blocks is asked for the cell length in a band of the given
 // width and parity.
-func (s *bulkStream) reserve(ctx context.Context, a *Array, blocks func(width, parity int) (uint32, error)) (bulkPlace, error) {
+func (s *bulkStream) reserve(ctx context.Context, a *Array, essential bool, blocks func(width, parity int) (uint32, error)) (bulkPlace, error) {
 	if err := a.acquire(ctx, s.lock); err != nil {
 		return bulkPlace{}, err
 	}
@@ -296,24 +309,48 @@ func (s *bulkStream) reserve(ctx context.Context, a *Array, blocks func(width, p
 			continue
 		}
 		if s.band == nil || s.band.epoch != a.epochNow() || s.isSpoilt() {
-			b, err := a.nextBand(kindBulk, false)
-			if err != nil {
+			if err := s.openBand(a, essential); err != nil {
 				return bulkPlace{}, err
 			}
-			s.band = b
+		}
+		if s.reserved && a.full.Load() && !essential {
+			return bulkPlace{}, fmt.Errorf("reserve stripe: %w", ErrFull)
 		}
 		n, err := blocks(len(s.band.members), s.band.parity)
 		if err != nil {
 			return bulkPlace{}, err
 		}
 		if s.band.end+n > a.geo.extentBlocks() {
-			s.band = nil
+			s.leaveBand()
 			continue
 		}
 		p := bulkPlace{band: s.band, off: s.band.end, num: s.launched()}
+		s.band.pins.Add(1) // until landed, or what Commit promises
 		s.band.end += n
 		a.openAhead(s.band)
 		return p, nil
+	}
+}
+
+// openBand goes on in another band; lock is held.
+func (s *bulkStream) openBand(a *Array, essential bool) error {
+	s.leaveBand()
+	b, err := a.nextBand(kindBulk, false)
+	reserved := errors.Is(err, ErrFull) && essential
+	if reserved {
+		b, err = a.nextBand(kindBulk, true)
+	}
+	if err != nil {
+		return err
+	}
+	s.band, s.reserved = b, reserved
+	return nil
+}
+
+func (s *bulkStream) leaveBand() {
+	if s.band != nil {
+		s.band.open.Store(false)
+		s.band = nil
 	}
 }
 
@@ -353,6 +390,7 @@ func (s *bulkStream) landed(p bulkPlace, written bool) {
 	s.flying = slices.Delete(s.flying, i, i+1)
 	if !written {
 		s.spoilt = p.band
+		p.band.unpin()
 	}
 	if s.changed != nil {
 		close(s.changed)

@@ -29,6 +29,7 @@ const (
 	kindBulk       kind = 2 // segments of large objects
 	kindPackedBand kind = 3 // the first block of an extent of a packed band
 	kindBulkBand   kind = 4 // the first block of an extent of a bulk band
+	kindFree       kind = 5 // the first block of an extent whose band was freed
 )
 
 func (k kind) band() kind { return k + 2 }
@@ -201,7 +202,7 @@ func (c *codec) putBand(block []byte, b *band, pos int, disk diskID) {
 	}
 	h := header{
 		kind: b.kind.band(), role: uint8(pos), parity: uint8(b.parity), width: uint8(len(b.members)), disk: disk,
-		band: b.num, epoch: b.epoch, blocks: 1, nonce: b.nonce, stripe: b.first, writtenMS: b.opened,
+		band: b.num, epoch: b.epoch, blocks: 1, nonce: b.nonce, writtenMS: b.opened,
 	}
 	h.crc = c.checksum(&h, c.crypto.CRC64NVME(0, block[headerSize:]))
 	c.put(block, &h)
@@ -219,8 +220,7 @@ func (c *codec) parseBand(block []byte, disk diskID) (*band, int, error) {
 		return nil, 0, errCell
 	}
 	b := &band{
-		num: h.band, kind: h.kind - 2, epoch: h.epoch, parity: int(h.parity), nonce: h.nonce, first: h.stripe,
-		opened: h.writtenMS,
+		num: h.band, kind: h.kind - 2, epoch: h.epoch, parity: int(h.parity), nonce: h.nonce, opened: h.writtenMS,
 	}
 	for i := range int(h.width) {
 		p := headerSize + 8*i

@@ -51,20 +51,26 @@ func (a *Array) Check(ctx context.Context, opt CheckOptions) (CheckReport, error
 	rep := CheckReport{Bands: len(bands), Losses: append([]Loss(nil), a.losses...)}
 	a.mu.RUnlock()
 	r := a.newRecovery()
-	c := numbering{next: 1, until: until}
+	c, err := a.numbering(until)
+	if err != nil {
+		return rep, err
+	}
 	last, unclean := a.lastBulk(), a.opt.ReadOnly && !a.super.clean
 	for i, b := range bands {
-		if err := a.checkBandHeaders(ctx, b, &rep, opt); err != nil {
-			return rep, err
+		if _, err := a.pinBand(b.num); err != nil {
+			if c.freed, err = a.opt.State.Freed(); err != nil { // it was freed since the list was made
+				return rep, err
+			}
+			continue
 		}
-		err := a.eachStripe(ctx, b, func(w *wholeStripe) error {
+		err := a.checkBand(ctx, b, &rep, opt, func(w *wholeStripe) error {
 			void := b.kind == kindPacked && w.head.stripe > min(r.limit[b.num], until) ||
 				b.kind == kindBulk && b.epoch >= epoch && w.head.stripe >= bulkUntil
 			if void || (b.kind == kindBulk && b.epoch != epoch && w.goodCells() < int(w.head.data)) {
 				return nil // never acknowledged, not yet, or a torn stripe that no record names
 			}
 			if b.kind == kindPacked {
-				c.seen(w.head.stripe, &rep)
+				c.seen(b.num, w.head.stripe, &rep)
 			}
 			if unclean && slices.Contains(w.bad[:w.width()], true) && (w.head.stripe > a.mark && b.kind == kindPacked || slices.Contains(last, b)) {
 				rep.Unfinished++
@@ -72,6 +78,7 @@ func (a *Array) Check(ctx context.Context, opt CheckOptions) (CheckReport, error
 			}
 			return a.checkStripe(w, &rep, opt)
 		})
+		b.unpin()
 		if err != nil {
 			return rep, err
 		}
@@ -79,20 +86,44 @@ func (a *Array) Check(ctx context.Context, opt CheckOptions) (CheckReport, error
 			opt.Progress(i+1, len(bands))
 		}
 	}
-	c.seen(until+1, &rep)
+	c.seen(0, until+1, &rep)
 	return rep, nil
 }
 
-// numbering finds holes in the packed stream: a stripe of which no header is left cannot be seen otherwise.
-type numbering struct{ next, until uint64 }
-
-// seen counts what is missing in front of the stripe num.
-func (c *numbering) seen(num uint64, rep *CheckReport) {
-	if end := min(num, c.until+1); c.next < end {
-		rep.Lost += int(end - c.next)
-		rep.fault("packed stripes %d to %d: not found", c.next, end-1)
+// checkBand verifies the headers of a band and calls fn for its stripes.
+func (a *Array) checkBand(ctx context.Context, b *band, rep *CheckReport, opt CheckOptions, fn func(*wholeStripe) error) error {
+	if err := a.checkBandHeaders(ctx, b, rep, opt); err != nil {
+		return err
 	}
-	c.next = max(c.next, num+1)
+	return a.eachStripe(ctx, b, fn)
+}
+
+// numbering finds holes in the packed stream: a stripe of which no header is left cannot be seen otherwise.
+type numbering struct {
+	next, until uint64
+	band        uint64        // of the stripe before next
+	freed       []StripeRange // holes that are none
+	unknown     bool          // what was freed is not known: only holes within a band count
+}
+
+func (a *Array) numbering(until uint64) (numbering, error) {
+	c := numbering{next: 1, until: until, unknown: a.opt.State == nil}
+	var err error
+	if !c.unknown {
+		c.freed, err = a.opt.State.Freed()
+	}
+	return c, err
+}
+
+// seen counts what is missing in front of the stripe num of a band.
+func (c *numbering) seen(band, num uint64, rep *CheckReport) {
+	if end := min(num, c.until+1); c.next < end && (!c.unknown || band == c.band) {
+		for _, r := range (StripeRange{c.next, end - 1}).without(c.freed) {
+			rep.Lost += int(r.To - r.From + 1)
+			rep.fault("packed stripes %d to %d: not found", r.From, r.To)
+		}
+	}
+	c.next, c.band = max(c.next, num+1), band
 }
 
 func (r *CheckReport) fault(format string, args ...any) {
@@ -123,7 +154,7 @@ func (a *Array) checkBandHeaders(ctx context.Context, b *band, rep *CheckReport,
 		if ops[0].Stuck {
 			return ops[0].Err
 		}
-		d := a.disks[m.slot]
+		d := a.slots()[m.slot]
 		got, at, err := a.codec.parseBand(op.Buf, d.id)
 		if ops[0].Err == nil && err == nil && at == pos && got.num == b.num && got.nonce == b.nonce && slices.Equal(got.members, b.members) {
 			continue
@@ -133,7 +164,7 @@ func (a *Array) checkBandHeaders(ctx context.Context, b *band, rep *CheckReport,
 		if opt.Repair {
 			if err := a.rewriteBandHeader(ctx, b, pos, d); err == nil {
 				rep.Repaired++
-			} else if err := a.log.fail([]int{m.slot}); err != nil {
+			} else if err := a.log.fail([]*disk{d}); err != nil {
 				return err
 			}
 		}
@@ -151,7 +182,7 @@ func (a *Array) checkStripe(w *wholeStripe, rep *CheckReport, opt CheckOptions) 
 		switch {
 		case w.bad[role]:
 			bad++
-			d := a.disks[w.band.members[w.head.member(role)].slot]
+			d := a.slots()[w.band.members[w.head.member(role)].slot]
 			rep.fault("%s: band %x block %d: cell %d of %d fails its checks", d.path, w.band.num, w.head.off, role, n)
 		case !w.good[role]:
 			missing++

@@ -104,7 +104,7 @@ func Create(ctx context.Context, opt CreateOptions) error {
 	}
 	failed, err := a.writeSuper(head)
 	if err == nil && len(failed) > 0 {
-		err = fmt.Errorf("superblock not taken by %s", disks[failed[0]].path)
+		err = fmt.Errorf("superblock not taken by %s", failed[0].path)
 	}
 	a.cancel()
 	return errors.Join(err, a.closeDevices())

@@ -77,6 +77,9 @@ type State interface {
 	Apply(p Position, entries []Entry) error
 	// Reset drops everything: a replay of the whole log follows.
 	Reset() error
+	// Freed returns the packed stripes that were freed on purpose, as far as the records applied say: that recovery does not find them
+	// is no loss.
+	Freed() ([]StripeRange, error)
 }
 
 // Record is one append to the log.
@@ -170,7 +173,11 @@ type Options struct {
 	WriteTimeout, ReadTimeout time.Duration
 	// PreferPool avoids io_uring.
 	PreferPool bool
-	Logger     *slog.Logger
+	// HealthEvery is how often the disks' latencies are compared; 0 means every second.
+	HealthEvery time.Duration
+	// Discard says which freed extents are given back to their devices.
+	Discard Discard
+	Logger  *slog.Logger
 
 	group  func([]blockdev.Device) (blockdev.Group, error) // tests: the simulator's group
 	manual func()                                          // tests: no goroutines; called instead of waiting for another
@@ -182,6 +189,8 @@ type Options struct {
 // faults are bugs that tests switch on to prove that the simulation would catch them (docs/testing.md).
 type faults struct {
 	noFlush, noRepair, noVerify, noNonce, noLocation bool
+	noMark, noPin                                    bool // of freed bands
+	noShadow                                         bool // the simulated caller forgets deletions with the band that they lie in
 }
 
 // ChooseGeometry returns the data and parity counts used for n disks when none are given: enough parity for the number of

@@ -260,14 +260,14 @@ func writeFormat(t *testing.T) {
 	}
 	var v formatVector
 	trim := func(b []byte) string { return hex.EncodeToString(bytes.TrimRight(b, "\x00")) }
-	raws, _, err := readSupers(a.group, a.meta, []int{a.disks[0].gi})
+	raws, _, err := readSupers(a.group, a.meta, []int{a.slots()[0].gi})
 	if err != nil {
 		t.Fatal(err)
 	}
 	v.Superblock = trim(raws[0][1])
 	b := a.bands[2<<32|1]
 	block := make([]byte, BlockSize)
-	a.codec.putBand(block, b, 0, a.disks[b.members[0].slot].id)
+	a.codec.putBand(block, b, 0, a.slots()[b.members[0].slot].id)
 	v.Band = trim(block)
 	v.Packed = vectorCells(t, a, b, 1, true)
 	v.Bulk = vectorCells(t, a, a.bands[st.Band], st.Off, false)

@@ -184,9 +184,7 @@ func FuzzCell(f *testing.F) {
 func FuzzBand(f *testing.F) {
 	c := testCodec()
 	a := &Array{geo: Geometry{Data: 2, Parity: 1, ExtentSize: 1 << 20}, super: *sampleSuper()}
-	for range 3 {
-		a.disks = append(a.disks, &disk{extents: 8})
-	}
+	a.table.Store(&[]*disk{{extents: 8}, {extents: 8}, {extents: 8}})
 	block := make([]byte, BlockSize)
 	for _, k := range []kind{kindPacked, kindBulk} {
 		b := &band{num: 2<<32 | 3, kind: k, epoch: 2, parity: 1, nonce: [16]byte{8}, opened: 9, members: []bandMember{{0, 1}, {2, 7}, {1, 3}}}
@@ -214,7 +212,7 @@ func FuzzBand(f *testing.F) {
 		}
 		if a.plausible(b) {
 			for _, m := range b.members {
-				if m.slot >= len(a.disks) {
+				if m.slot >= len(a.slots()) {
 					t.Fatalf("plausible: %+v", b)
 				}
 			}

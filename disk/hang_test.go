@@ -211,7 +211,7 @@ func TestTailWithLateReads(t *testing.T) {
 func reserveUnwritten(t *testing.T, a *Array, n int, blocks uint32) {
 	t.Helper()
 	for range n {
-		_, err := a.bulk.reserve(t.Context(), a, func(int, int) (uint32, error) { return blocks, nil })
+		_, err := a.bulk.reserve(t.Context(), a, false, func(int, int) (uint32, error) { return blocks, nil })
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -222,7 +222,7 @@ func reserveUnwritten(t *testing.T, a *Array, n int, blocks uint32) {
 // resynchronised, at the head of a band and within.
 func TestBulkHoles(t *testing.T) {
 	for _, head := range []int{0, 1} {
-		s := &simArray{t: t, world: newSimArray(t, 1, 1, 0, 8).world, state: &testState{}}
+		s := &simArray{t: t, world: newSimArray(t, 1, 1, 0, 12).world, state: &testState{}}
 		for range 6 {
 			s.disks = append(s.disks, blockdev.NewSimDisk(s.world, superArea+12*(64<<20), blockdev.SimOptions{}))
 		}
@@ -278,12 +278,12 @@ func TestBulkWindow(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
 	one := func(int, int) (uint32, error) { return 17, nil }
-	if p, err := a.bulk.reserve(ctx, a, one); !errors.Is(err, context.DeadlineExceeded) {
+	if p, err := a.bulk.reserve(ctx, a, false, one); !errors.Is(err, context.DeadlineExceeded) {
 		t.Fatalf("place %+v, %v", p, err)
 	}
 	failed := a.bulk.band
 	a.bulk.landed(bulkPlace{band: failed, num: a.bulk.oldest()}, false)
-	p, err := a.bulk.reserve(t.Context(), a, one)
+	p, err := a.bulk.reserve(t.Context(), a, false, one)
 	if err != nil || p.band == failed {
 		t.Errorf("place in a band in which a stripe failed: %v", err)
 	}
@@ -309,7 +309,7 @@ func TestCheckBesideStripesUnderWay(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	b, err := a.bulk.reserve(t.Context(), a, func(int, int) (uint32, error) { return uint32(sw.cellBytes() / BlockSize), nil })
+	b, err := a.bulk.reserve(t.Context(), a, false, func(int, int) (uint32, error) { return uint32(sw.cellBytes() / BlockSize), nil })
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -64,6 +64,8 @@ func (s *testState) Apply(p Position, entries []Entry) error {
 	return nil
 }
 
+func (s *testState) Freed() ([]StripeRange, error) { return nil, nil }
+
 func (s *testState) Reset() error {
 	s.pos, s.entries = Position{}, nil
 	s.resets++

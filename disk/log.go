@@ -39,7 +39,8 @@ type packedLog struct {
 	applying bool            // a writer applies finished stripes
 	paused   bool            // a disk failed: nothing new until the next epoch has begun
 	closing  bool            // nothing new is taken
-	failed   []int
+	failed   []*disk
+	changes  []*change
 	err      error // why the log has stopped
 
 	acked atomic.Uint64 // highest stripe that is durable with all before it
@@ -98,6 +99,9 @@ func (p *packedLog) enqueue(r *request) error {
 	}
 	if p.closing {
 		return ErrClosed
+	}
+	if p.reserved && !p.a.full.Load() {
+		p.reserved = false // room was made
 	}
 	if p.reserved && p.band != nil && !r.rec.Essential {
 		return fmt.Errorf("append: %w", ErrFull)
@@ -165,8 +169,12 @@ func (p *packedLog) cut() *packedStripe {
 			r.seq = s.num<<seqBits | uint64(i)
 		}
 	}
+	if b.end == 1 {
+		b.first.Store(s.num)
+	}
 	p.next++
 	b.end += uint32(lay.blocks)
+	b.pins.Add(1) // until its records are applied: before that nobody knows that they are live
 	p.inflight = append(p.inflight, s)
 	a.openAhead(b)
 	p.wake.Broadcast() // room in the queue; another writer may cut the next
@@ -191,9 +199,10 @@ func (p *packedLog) openBand() {
 	p.opening = false
 	switch fence := (*fenceError)(nil); {
 	case err == nil:
-		p.band, p.reserved = b, reserved
+		p.replaceBand(b)
+		p.reserved = reserved
 	case errors.As(err, &fence):
-		p.failed, p.paused = append(p.failed, fence.slots...), true
+		p.failed, p.paused = append(p.failed, fence.disks...), true
 	case errors.Is(err, ErrFull):
 		if reserved {
 			p.answer(p.queue, err)
@@ -204,6 +213,14 @@ func (p *packedLog) openBand() {
 	}
 	p.settle()
 	p.wake.Broadcast()
+}
+
+// replaceBand goes on in another band; mu is held.
+func (p *packedLog) replaceBand(b *band) {
+	if p.band != nil {
+		p.band.open.Store(false)
+	}
+	p.band, p.reserved = b, false
 }
 
 // refuse answers what waits with err and keeps only essential records; mu is held.
@@ -245,7 +262,7 @@ func (p *packedLog) write(s *packedStripe) {
 func (p *packedLog) finish(s *packedStripe) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if failed := p.a.failedSlots(s.ops); len(failed) > 0 {
+	if failed := p.a.failedDisks(s.ops); len(failed) > 0 {
 		p.failed = append(p.failed, failed...)
 		s.bad, p.paused = true, true
 	}
@@ -277,6 +294,7 @@ func (p *packedLog) advance() {
 			err = fmt.Errorf("apply stripe %d: %w", s.num, err)
 			p.stop(err)
 		}
+		s.band.unpin()
 		p.answer(s.reqs, err)
 		p.mu.Lock()
 		p.wake.Broadcast()
@@ -295,17 +313,27 @@ func (p *packedLog) settle() {
 			}
 			again = append(again, s.reqs...)
 		}
+		for _, s := range p.inflight {
+			s.band.unpin()
+		}
 		p.inflight = nil
 		p.queue = append(again, p.queue...)
-		p.band, p.reserved = nil, false
+		p.replaceBand(nil)
 		p.next = p.acked.Load() + 1
-		failed := p.failed
-		p.failed = nil
+		failed, changes := p.failed, p.changes
+		p.failed, p.changes = nil, nil
 		p.opening = true
 		var err error
-		p.unlocked(func() { err = p.a.fence(failed) })
+		p.unlocked(func() {
+			if err = p.a.fence(failed); err == nil {
+				err = p.a.carryOut(changes)
+			}
+		})
 		p.opening = false
-		p.paused = len(p.failed) > 0
+		for _, c := range changes {
+			c.done = true
+		}
+		p.paused = len(p.failed) > 0 || len(p.changes) > 0
 		if err != nil {
 			p.stopLocked(err)
 		}
@@ -313,14 +341,51 @@ func (p *packedLog) settle() {
 	}
 }
 
-// fail has disks fenced on behalf of another stream and returns when the array goes on without them.
-func (p *packedLog) fail(slots []int) error {
+// change is something to be done while nothing is being written.
+type change struct {
+	do   func() error
+	err  error // of do, when it changed nothing
+	done bool
+}
+
+// carryOut makes changes, each while no bulk stripe is being written. An error that is not a refusal stops the log.
+func (a *Array) carryOut(changes []*change) error {
+	for _, c := range changes {
+		a.lockGate()
+		err := c.do()
+		a.gate.Unlock()
+		if c.err = err; err != nil && !errors.Is(err, ErrReplace) {
+			return err
+		}
+	}
+	return nil
+}
+
+// change has do run while nothing is being written, and returns its error. What waits goes on afterwards in fresh bands.
+func (p *packedLog) change(do func() error) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.failed = append(p.failed, slots...)
+	c := &change{do: do}
+	p.changes = append(p.changes, c)
 	p.paused = true
 	p.settle()
-	for p.err == nil && p.a.anyUsable(slots) {
+	for p.err == nil && !c.done {
+		p.await()
+	}
+	if c.done {
+		return c.err
+	}
+	return p.err
+}
+
+// fail has disks fenced on behalf of another stream and returns when the array goes on without them.
+func (p *packedLog) fail(disks []*disk) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.failed = append(p.failed, disks...)
+	p.paused = true
+	p.settle()
+	for p.err == nil && p.a.anyUsable(disks) {
 		p.await()
 	}
 	return p.err

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"coffer/disk/internal/blockdev"
@@ -203,7 +204,7 @@ func (s *Set) assemble(opt Options) (*superblock, []*disk, error) {
 	}
 	disks := make([]*disk, len(head.members))
 	for i, m := range head.members {
-		disks[i] = &disk{slot: i, id: m.id, extents: m.extents, state: DiskMissing, reason: "not found"}
+		disks[i] = &disk{slot: i, id: m.id, extents: m.extents, state: DiskMissing, reason: "not found", hollow: m.state == memberRebuilding || m.state == memberOutHollow}
 	}
 	for i := range s.devs {
 		if err := s.place(head, byDev[i], i, disks); err != nil {
@@ -221,6 +222,10 @@ func (s *Set) place(head, sb *superblock, i int, disks []*disk) error {
 	}
 	if sb.array != head.array {
 		return fmt.Errorf("%w: %s belongs to array %x, not %x", ErrMembership, dev.Path(), sb.array, head.array)
+	}
+	if sb.slot < len(disks) && disks[sb.slot].id != sb.disk && head.epoch().num > sb.epoch().num {
+		s.faults[i] = errors.New("another disk has taken its place")
+		return nil
 	}
 	if sb.slot >= len(disks) || disks[sb.slot].id != sb.disk {
 		return fmt.Errorf("%w: %s says it is disk %x in slot %d, which the array does not know", ErrMembership, dev.Path(), sb.disk, sb.slot)
@@ -247,6 +252,8 @@ func (s *Set) place(head, sb *superblock, i int, disks []*disk) error {
 		d.state, d.reason = DiskForeign, fmt.Sprintf("%d bytes, shorter than the %d it had", dev.Limits().Size, sb.diskSize)
 	case sb.epoch() != head.epoch():
 		d.state, d.reason = DiskStale, fmt.Sprintf("at epoch %d of %d", sb.epoch().num, head.epoch().num)
+	case d.hollow:
+		d.state, d.reason = DiskRebuilding, "being rebuilt"
 	default:
 		d.state, d.reason = DiskHealthy, ""
 	}
@@ -311,7 +318,7 @@ func countLive(head *superblock, disks []*disk, opt Options) error {
 	have := 0
 	var missing []string
 	for _, d := range disks {
-		if d.present() {
+		if d.present() && !d.hollow { // what it has not been given yet is missing
 			have++
 		} else {
 			missing = append(missing, fmt.Sprintf("slot %d (%x): %s: %s", d.slot, d.id[:4], d.state, d.reason))
@@ -356,10 +363,11 @@ func newArray(opt Options, devs []blockdev.Device, head *superblock, disks []*di
 	}
 	small := int64(head.geo.width()*maxCellBlocks*BlockSize)*2*maxInflight + 2*superMemory(len(disks))
 	a := &Array{
-		opt: opt, logger: opt.Logger, geo: head.geo, group: group, disks: disks, super: *head,
+		opt: opt, logger: opt.Logger, geo: head.geo, group: group, super: *head,
 		codec: newCodec(head.array, opt.Keys.CellKey(), opt.Crypto, opt.faults),
 		bands: map[uint64]*band{}, ahead: map[kind]*aheadBand{}, repair: make(chan repairTask, 64),
-		slotOf: make([]int, len(devs)), writeTimeout: writeTimeout,
+		room:   room{pressure: make(chan struct{}, 1)},
+		diskOf: make([]atomic.Pointer[disk], blockdev.MaxGroup), writeTimeout: writeTimeout,
 		bulk: bulkStream{lock: make(chan struct{}, 1)},
 	}
 	if opt.Crypto != nil {
@@ -370,13 +378,11 @@ func newArray(opt Options, devs []blockdev.Device, head *superblock, disks []*di
 	} else {
 		a.arena, a.reads, a.rebuild, a.meta = newArena(limit/2), newArena(limit/2), newArena(small), newArena(small)
 	}
-	for i := range a.slotOf {
-		a.slotOf[i] = -1
-	}
+	a.table.Store(&disks)
 	a.ctx, a.cancel = context.WithCancel(context.Background())
 	for _, d := range disks {
 		if d.dev != nil {
-			a.slotOf[d.gi] = d.slot
+			a.diskOf[d.gi].Store(d)
 			d.extents = min(d.extents, a.geo.extents(d.dev.Limits().Size))
 		}
 		d.used = make([]bool, d.extents)
@@ -404,7 +410,9 @@ func (a *Array) start(ctx context.Context) error {
 			a.tasks.Go(a.log.run)
 		}
 		a.tasks.Go(a.runRepairs)
+		a.tasks.Go(a.watchHealth)
 	}
+	a.startRebuilds()
 	return nil
 }
 
@@ -418,6 +426,9 @@ func (a *Array) takeUp(ctx context.Context) (uint64, error) {
 	if err := a.scanBands(ctx); err != nil {
 		return 0, err
 	}
+	a.mu.Lock()
+	a.noteSpace()
+	a.mu.Unlock()
 	cut, err := a.recover(ctx)
 	if err != nil {
 		return 0, err

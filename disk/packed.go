@@ -369,7 +369,7 @@ func (a *Array) sealWith(cells [][]byte, h *header, crcs []uint64, b *band) []bl
 	ops := make([]blockdev.Op, len(cells))
 	for i, c := range cells {
 		m := b.members[h.member(i)]
-		d := a.disks[m.slot]
+		d := a.slots()[m.slot]
 		h.role, h.disk = uint8(i), d.id
 		h.crc = a.codec.checksum(h, crcs[i])
 		a.codec.put(c, h)

@@ -35,20 +35,24 @@ type readCell struct {
 
 var views = sync.Pool{New: func() any { return new(View) }}
 
-func (a *Array) band(num uint64) (*band, error) {
-	a.mu.RLock()
-	defer a.mu.RUnlock()
-	if b := a.bands[num]; b != nil {
-		return b, nil
+// bulkBand pins the band of a stripe, if the stripe can lie in it.
+func (a *Array) bulkBand(s Stripe) (*band, error) {
+	b, err := a.pinBand(s.Band)
+	if err != nil {
+		return nil, err
 	}
-	return nil, fmt.Errorf("band %x: not in the array: %w", num, ErrCorrupt)
+	if b.kind != kindBulk || int(s.Data)+b.parity > len(b.members) || s.Off < 1 || int64(s.Off)*BlockSize+int64(s.cellBytes()) > a.geo.ExtentSize {
+		b.unpin()
+		return nil, fmt.Errorf("read stripe %x/%d: outside its band: %w", s.Band, s.Off, ErrCorrupt)
+	}
+	return b, nil
 }
 
 // readable returns the disk that holds a member of the band, or nil when it cannot be read.
 func (a *Array) readable(b *band, pos int) *disk {
 	a.mu.RLock()
 	defer a.mu.RUnlock()
-	if d := a.disks[b.members[pos].slot]; d.present() {
+	if d := a.slots()[b.members[pos].slot]; d.present() && !b.isHollow(pos) {
 		return d
 	}
 	return nil
@@ -71,15 +75,13 @@ func (a *Array) ReadStripe(ctx context.Context, s Stripe, first, n int) (*View, 
 	if s.Data < 1 || first < 0 || n < 1 || first+n > int(s.Segments) {
 		return nil, fmt.Errorf("read segments %d+%d of %d: %w", first, n, s.Segments, ErrCorrupt)
 	}
-	b, err := a.band(s.Band)
+	b, err := a.bulkBand(s)
 	if err != nil {
 		return nil, err
 	}
-	if int(s.Data)+b.parity > len(b.members) || s.Off < 1 || int64(s.Off)*BlockSize+int64(s.cellBytes()) > a.geo.ExtentSize {
-		return nil, fmt.Errorf("read stripe %x/%d: outside its band: %w", s.Band, s.Off, ErrCorrupt)
-	}
 	v := views.Get().(*View)
 	*v = View{a: a, band: b, stripe: s, first: first, n: n, ops: v.ops[:0]}
+	a.stats.views.Add(1)
 	if err := v.readRows(ctx); err != nil {
 		v.Release()
 		return nil, err
@@ -138,7 +140,7 @@ func (v *View) readRows(ctx context.Context) error {
 			continue
 		}
 		op, ok := v.a.op(v.band, v.member(j), v.stripe.Off, slotOffset(c.row0), c.mem)
-		if !ok {
+		if !ok || v.a.avoid(v.band, v.member(j)) {
 			missing = true
 			continue
 		}
@@ -278,16 +280,18 @@ func (a *Array) rebuildRange(ctx context.Context, b *band, off uint32, data, at,
 
 // ReadPacked reads packed bytes: one read of one disk when all is well.
 func (a *Array) ReadPacked(ctx context.Context, l Loc) (*View, error) {
-	b, err := a.band(l.Band)
+	b, err := a.pinBand(l.Band)
 	if err != nil {
 		return nil, err
 	}
 	end := int64(l.Start) + int64(l.Len)
 	if l.Len == 0 || l.Off < 1 || int64(l.Off)*BlockSize+end > a.geo.ExtentSize || int(l.Role) >= len(b.members)-b.parity {
+		b.unpin()
 		return nil, fmt.Errorf("read %x/%d: outside its band: %w", l.Band, l.Off, ErrCorrupt)
 	}
 	from := int(l.Start) &^ (BlockSize - 1)
 	n := alignUp(int(end)) - from
+	a.stats.views.Add(1)
 	v := views.Get().(*View)
 	*v = View{a: a, band: b, loc: l, n: 1, start: int(l.Start) - from, ops: v.ops[:0]}
 	if v.buf, err = a.reads.Get(ctx, n); err != nil {
@@ -296,7 +300,7 @@ func (a *Array) ReadPacked(ctx context.Context, l Loc) (*View, error) {
 	}
 	mem := v.buf.Bytes()[:n]
 	op, ok := a.op(b, v.member(int(l.Role)), l.Off, from, mem)
-	if ok {
+	if ok = ok && !a.avoid(b, v.member(int(l.Role))); ok {
 		v.ops = append(v.ops, op)
 		if err := a.run(v.ops); err != nil {
 			v.Release()
@@ -360,7 +364,7 @@ func (a *Array) anyHeader(ctx context.Context, b *band, off uint32) (header, err
 		if last[0].Err != nil {
 			continue
 		}
-		h, err := a.codec.parse(op.Buf, place{disk: a.disks[b.members[pos].slot].id, band: b.num, off: off})
+		h, err := a.codec.parse(op.Buf, place{disk: a.slots()[b.members[pos].slot].id, band: b.num, off: off})
 		if err == nil && h.kind == b.kind && a.fits(&h, b) {
 			return h, nil
 		}
@@ -397,6 +401,7 @@ func (v *View) Release() {
 	if v.buf.Bytes() != nil {
 		release(&v.buf, v.ops)
 	}
+	v.band.unpin()
 	ops := v.ops[:0]
 	*v = View{ops: ops}
 	views.Put(v)

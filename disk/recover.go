@@ -12,8 +12,16 @@ import (
 // foundBand is what the scan learnt of a band.
 type foundBand struct {
 	*band
-	first uint64 // number of the stripe in its first place, 0 when none is readable
-	begun bool   // something was written behind the header
+	first  uint64       // number of the stripe in its first place, 0 when none is readable
+	begun  bool         // something was written behind the header
+	claims []bandMember // extents that carry its header
+}
+
+// gap is a run of packed stripes that recovery stepped over.
+type gap struct {
+	band   uint64 // behind whose stripes it lies
+	run    StripeRange
+	within bool // the band goes on behind it: it was not freed
 }
 
 // recovery is the state of one pass over the log.
@@ -21,8 +29,11 @@ type recovery struct {
 	a     *Array
 	found map[uint64]*foundBand
 	order []*foundBand // packed bands, ascending
-	mark  uint64       // highest stripe known to have been acknowledged
+	freed map[uint64]bool
+	mark  uint64 // highest stripe known to have been acknowledged
+	heads bool   // the marks of all bands' first stripes are known
 	limit map[uint64]uint64
+	gaps  []gap
 	// replay takes what the walk finds; nil in a recovery that only looks.
 	replay *replay
 }
@@ -32,9 +43,9 @@ const scanBatch = 16
 
 // scanBands reads the first two blocks of every extent and builds the table of bands.
 func (a *Array) scanBands(ctx context.Context) error {
-	r := &recovery{a: a, found: map[uint64]*foundBand{}}
+	r := &recovery{a: a, found: map[uint64]*foundBand{}, freed: map[uint64]bool{}}
 	most := uint32(0)
-	for _, d := range a.disks {
+	for _, d := range a.slots() {
 		if d.present() {
 			most = max(most, d.extents)
 		}
@@ -44,14 +55,30 @@ func (a *Array) scanBands(ctx context.Context) error {
 			return err
 		}
 	}
-	r.dropVoid()
+	for num, extents := range r.dropVoid() {
+		if a.opt.ReadOnly {
+			break
+		}
+		// A disk that was away, or missed a write, still calls a freed band alive. Should those that know better go, it would be believed.
+		failed, err := a.writeFree(ctx, num, extents)
+		if err != nil {
+			return err
+		}
+		if err := a.lose(failed, failedRewrite); err != nil {
+			return err
+		}
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, f := range r.found {
 		a.bands[f.num] = f.band
-		f.band.first = f.first
-		for _, m := range f.members {
-			a.disks[m.slot].markUsed(m.extent)
+		f.band.first.Store(f.first)
+		for pos, m := range f.members {
+			d := a.slots()[m.slot]
+			d.markUsed(m.extent)
+			if d.hollow && f.epoch < a.super.members[m.slot].since && !slices.Contains(f.claims, m) {
+				f.hollow.Or(1 << pos)
+			}
 		}
 	}
 	return nil
@@ -61,14 +88,14 @@ func (a *Array) scanBands(ctx context.Context) error {
 func (r *recovery) scanExtents(ctx context.Context, from, to uint32) error {
 	a := r.a
 	const n = 2 * BlockSize
-	buf, err := a.meta.Get(ctx, int(to-from)*len(a.disks)*n)
+	buf, err := a.meta.Get(ctx, int(to-from)*len(a.slots())*n)
 	if err != nil {
 		return err
 	}
 	var ops []blockdev.Op
 	var at []bandMember
 	defer func() { release(&buf, ops) }()
-	for _, d := range a.disks {
+	for _, d := range a.slots() {
 		for e := from; d.present() && e < min(to, d.extents); e++ {
 			mem := buf.Bytes()[len(ops)*n:][:n]
 			ops = append(ops, blockdev.Op{Dev: d.gi, Off: a.geo.extentOffset(e), Buf: mem})
@@ -88,7 +115,11 @@ func (r *recovery) scanExtents(ctx context.Context, from, to uint32) error {
 
 // claim notes what the first two blocks of an extent say.
 func (r *recovery) claim(at bandMember, blocks []byte) {
-	a, id := r.a, r.a.disks[at.slot].id
+	a, id := r.a, r.a.slots()[at.slot].id
+	if num, ok := a.codec.parseFree(blocks[:BlockSize], id, at.extent); ok {
+		r.freed[num] = true
+		return
+	}
 	b, pos, err := a.codec.parseBand(blocks[:BlockSize], id)
 	if err != nil || !a.plausible(b) || b.members[pos] != at {
 		return
@@ -99,6 +130,7 @@ func (r *recovery) claim(at bandMember, blocks []byte) {
 		f = &foundBand{band: b}
 		r.found[b.num] = f
 	}
+	f.claims = append(f.claims, at)
 	h, err := a.codec.parse(blocks[BlockSize:], place{disk: id, band: b.num, off: 1})
 	if err == nil && a.fits(&h, b) {
 		f.begun, f.first = true, h.stripe
@@ -107,15 +139,15 @@ func (r *recovery) claim(at bandMember, blocks []byte) {
 
 // plausible reports whether a band read from a disk can exist in this array.
 func (a *Array) plausible(b *band) bool {
-	if b.epoch > a.super.epoch().num || b.num>>32 != b.epoch || len(b.members) > len(a.disks) {
+	if b.epoch > a.super.epoch().num || b.num>>32 != b.epoch || len(b.members) > len(a.slots()) {
 		return false
 	}
 	seen := map[int]bool{}
 	for _, m := range b.members {
-		if m.slot >= len(a.disks) || seen[m.slot] {
+		if m.slot >= len(a.slots()) || seen[m.slot] {
 			return false
 		}
-		if d := a.disks[m.slot]; d.dev != nil && d.state != DiskForeign && m.extent >= d.extents {
+		if d := a.slots()[m.slot]; d.dev != nil && d.state != DiskForeign && m.extent >= d.extents {
 			return false
 		}
 		seen[m.slot] = true
@@ -123,8 +155,10 @@ func (a *Array) plausible(b *band) bool {
 	return true
 }
 
-// dropVoid removes bands whose extents a newer band has taken, and bands in which nothing was ever written.
-func (r *recovery) dropVoid() {
+// dropVoid removes bands that were freed or of which a newer band has taken an extent, and bands in which nothing was ever written.
+// It returns the extents that still carry the header of one of the former.
+func (r *recovery) dropVoid() map[uint64][]bandMember {
+	left := map[uint64][]bandMember{}
 	var all []*foundBand
 	for _, f := range r.found {
 		all = append(all, f)
@@ -137,8 +171,12 @@ func (r *recovery) dropVoid() {
 	})
 	taken := map[bandMember]bool{}
 	for _, f := range all {
-		clash := slices.ContainsFunc(f.members, func(m bandMember) bool { return taken[m] })
-		if clash || (!f.begun && !r.anythingIn(f)) {
+		if r.freed[f.num] || slices.ContainsFunc(f.members, func(m bandMember) bool { return taken[m] }) {
+			delete(r.found, f.num)
+			left[f.num] = f.claims
+			continue
+		}
+		if !f.begun && !r.anythingIn(f) {
 			delete(r.found, f.num)
 			continue
 		}
@@ -146,6 +184,7 @@ func (r *recovery) dropVoid() {
 			taken[m] = true
 		}
 	}
+	return left
 }
 
 // anythingIn looks for any valid header in the part of a band that could be in flight while its first stripe is missing. The first
@@ -174,35 +213,10 @@ func (a *Array) headersBehind(b *band, off uint32, n int) func(func(header) bool
 		const chunk = 64
 		end := min(off+uint32(n), a.geo.extentBlocks())
 		for ; off < end; off += chunk {
-			blocks := int(min(chunk, end-off))
-			buf, err := a.meta.Get(a.ctx, blocks*BlockSize*len(b.members))
+			found, err := a.headersIn(b, off, int(min(chunk, end-off)))
 			if err != nil {
 				return
 			}
-			var ops []blockdev.Op
-			var slots []int
-			for pos, m := range b.members {
-				if op, ok := a.op(b, pos, off, 0, buf.Bytes()[pos*blocks*BlockSize:][:blocks*BlockSize]); ok {
-					ops, slots = append(ops, op), append(slots, m.slot)
-				}
-			}
-			if len(ops) == 0 || a.run(ops) != nil {
-				release(&buf, ops)
-				return
-			}
-			var found []header
-			for blk := range blocks {
-				for i := range ops {
-					if ops[i].Err != nil {
-						continue
-					}
-					at := place{disk: a.disks[slots[i]].id, band: b.num, off: off + uint32(blk)}
-					if h, err := a.codec.parse(ops[i].Buf[blk*BlockSize:], at); err == nil && a.fits(&h, b) {
-						found = append(found, h)
-					}
-				}
-			}
-			release(&buf, ops)
 			for _, h := range found {
 				if !yield(h) {
 					return
@@ -210,6 +224,40 @@ func (a *Array) headersBehind(b *band, off uint32, n int) func(func(header) bool
 			}
 		}
 	}
+}
+
+// headersIn returns the valid cell headers in n blocks of a band.
+func (a *Array) headersIn(b *band, off uint32, n int) (found []header, err error) {
+	buf, err := a.meta.Get(a.ctx, n*BlockSize*len(b.members))
+	if err != nil {
+		return nil, err
+	}
+	var ops []blockdev.Op
+	defer func() { release(&buf, ops) }()
+	var slots []int
+	for pos, m := range b.members {
+		if op, ok := a.op(b, pos, off, 0, buf.Bytes()[pos*n*BlockSize:][:n*BlockSize]); ok {
+			ops, slots = append(ops, op), append(slots, m.slot)
+		}
+	}
+	if len(ops) == 0 {
+		return nil, fmt.Errorf("search band %x: no disk left: %w", b.num, ErrCorrupt)
+	}
+	if err := a.run(ops); err != nil {
+		return nil, err
+	}
+	for blk := range n {
+		for i := range ops {
+			if ops[i].Err != nil {
+				continue
+			}
+			at := place{disk: a.slots()[slots[i]].id, band: b.num, off: off + uint32(blk)}
+			if h, err := a.codec.parse(ops[i].Buf[blk*BlockSize:], at); err == nil && a.fits(&h, b) {
+				found = append(found, h)
+			}
+		}
+	}
+	return found, nil
 }
 
 // probe reads the stripe that begins at block off of a band: nil when no valid header is there. Cells are verified.
@@ -241,12 +289,18 @@ func (a *Array) probeBy(ctx context.Context, run runner, b *band, off uint32) (*
 		return nil, err
 	}
 	var best *wholeStripe
+	found := false
+	defer func() {
+		if best != nil && !found {
+			best.release()
+		}
+	}()
 	var seen []header
 	for i := range ops {
 		if ops[i].Err != nil {
 			continue
 		}
-		h, err := a.codec.parse(ops[i].Buf, place{disk: a.disks[slots[i]].id, band: b.num, off: off})
+		h, err := a.codec.parse(ops[i].Buf, place{disk: a.slots()[slots[i]].id, band: b.num, off: off})
 		if err != nil || !a.fits(&h, b) || slices.ContainsFunc(seen, func(o header) bool { return o.sameStripe(&h) }) {
 			continue
 		}
@@ -262,6 +316,7 @@ func (a *Array) probeBy(ctx context.Context, run runner, b *band, off uint32) (*
 			w.release()
 		}
 	}
+	found = true
 	return best, nil
 }
 
@@ -291,11 +346,49 @@ func (a *Array) recover(ctx context.Context) (uint64, error) {
 			return 0, fmt.Errorf("reset the state: %w", err)
 		}
 	}
-	r.replay = newReplay(a)
-	cut, err := r.walk(ctx, from)
-	err = errors.Join(err, r.replay.finish())
+	cut, err := r.replayFrom(ctx, from)
+	if err == nil && from != (Position{}) && len(r.gaps) > 0 && !a.opt.ReadOnly {
+		// Bands were freed that this state has not applied: what they held was moved to where it has not looked either.
+		a.logger.Warn("state is behind what was freed: replaying all of the log", "stripe", from.Stripe)
+		if err := a.opt.State.Reset(); err != nil {
+			return 0, fmt.Errorf("reset the state: %w", err)
+		}
+		r.gaps = nil
+		cut, err = r.replayFrom(ctx, Position{})
+	}
+	if err == nil {
+		err = r.judgeGaps()
+	}
 	a.mark = r.mark
 	return cut, err
+}
+
+// replayFrom walks the log and hands what it finds to the state.
+func (r *recovery) replayFrom(ctx context.Context, from Position) (uint64, error) {
+	r.replay = newReplay(r.a)
+	cut, err := r.walk(ctx, from)
+	return cut, errors.Join(err, r.replay.finish())
+}
+
+// judgeGaps reports the stripes as lost that were stepped over and not freed. Without a state nobody knows what was freed: then only
+// those within a band count.
+func (r *recovery) judgeGaps() error {
+	var freed []StripeRange
+	if s := r.a.opt.State; s != nil && len(r.gaps) > 0 {
+		var err error
+		if freed, err = s.Freed(); err != nil {
+			return fmt.Errorf("read what was freed: %w", err)
+		}
+	}
+	for _, g := range r.gaps {
+		if !g.within && r.a.opt.State == nil {
+			continue
+		}
+		for _, l := range g.run.without(freed) {
+			r.lost(g.band, l.From, l.To)
+		}
+	}
+	return nil
 }
 
 func (a *Array) newRecovery() *recovery {
@@ -304,7 +397,7 @@ func (a *Array) newRecovery() *recovery {
 	r := &recovery{a: a, limit: map[uint64]uint64{}}
 	for _, b := range a.bands {
 		if b.kind == kindPacked {
-			r.order = append(r.order, &foundBand{band: b, first: b.first, begun: true})
+			r.order = append(r.order, &foundBand{band: b, first: b.first.Load(), begun: true})
 		}
 	}
 	slices.SortFunc(r.order, func(x, y *foundBand) int {
@@ -407,6 +500,10 @@ func (r *recovery) walk(ctx context.Context, from Position) (uint64, error) {
 				"repair them, or give it up by opening with --degraded", ErrMembership, num)
 		}
 	}
+	if len(r.order) == 0 && next <= r.mark {
+		r.gaps = append(r.gaps, gap{run: StripeRange{next, r.mark}})
+		next = r.mark + 1
+	}
 	return next - 1, nil
 }
 
@@ -472,24 +569,24 @@ func (r *recovery) take(ctx context.Context, w *wholeStripe, applied bool) error
 const failedRewrite = "a write failed during recovery"
 
 // lose marks disks that failed while the array was being opened: the coming epoch goes on without them.
-func (a *Array) lose(slots []int, reason string) error {
-	if len(slots) == 0 {
+func (a *Array) lose(disks []*disk, reason string) error {
+	if len(disks) == 0 {
 		return nil
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for _, s := range slots {
-		a.disks[s].state, a.disks[s].reason = DiskFenced, reason
-		a.logger.Error("disk failed", "path", a.disks[s].path, "slot", s, "reason", reason)
+	for _, d := range disks {
+		d.state, d.reason = DiskFenced, reason
+		a.logger.Error("disk failed", "path", d.path, "slot", d.slot, "reason", reason)
 	}
 	left := 0
-	for _, d := range a.disks {
+	for _, d := range a.slots() {
 		if d.present() {
 			left++
 		}
 	}
-	if left < len(a.disks)-a.geo.Parity {
-		return fmt.Errorf("%d of %d disks left: %w", left, len(a.disks), ErrReadOnly)
+	if left < len(a.slots())-a.geo.Parity {
+		return fmt.Errorf("%d of %d disks left: %w", left, len(a.slots()), ErrReadOnly)
 	}
 	return nil
 }
@@ -548,12 +645,9 @@ func (r *recovery) skip(ctx context.Context, i int, off uint32, next uint64) (in
 		if g.first == 0 { // its first stripe is among the lost
 			look(j, 1, int(r.a.geo.extentBlocks()))
 		}
-		if w, err := r.a.probe(ctx, g.band, 1); err != nil {
-			return 0, 0, 0, err
-		} else if w != nil {
-			r.mark = max(r.mark, w.head.mark)
-			w.release()
-		}
+	}
+	if err := r.readMarks(ctx); err != nil {
+		return 0, 0, 0, err
 	}
 	if next > r.mark {
 		return len(r.order), 0, next, nil // never acknowledged: the end
@@ -562,11 +656,30 @@ func (r *recovery) skip(ctx context.Context, i int, off uint32, next uint64) (in
 		look(i, off, int(r.a.geo.extentBlocks()))
 	}
 	if to < 0 {
-		r.lost(f.num, next, r.mark)
+		r.gaps = append(r.gaps, gap{band: f.num, run: StripeRange{next, r.mark}})
 		return len(r.order), 0, r.mark + 1, nil
 	}
-	r.lost(f.num, next, toStripe-1)
+	r.gaps = append(r.gaps, gap{band: f.num, run: StripeRange{next, toStripe - 1}, within: to == i && next != 1})
 	return to, toOff, toStripe, nil
+}
+
+// readMarks takes the marks of the first stripes of all bands into account, once.
+func (r *recovery) readMarks(ctx context.Context) error {
+	if r.heads {
+		return nil
+	}
+	r.heads = true
+	for _, g := range r.order {
+		w, err := r.a.probe(ctx, g.band, 1)
+		if err != nil {
+			return err
+		}
+		if w != nil {
+			r.mark = max(r.mark, w.head.mark)
+			w.release()
+		}
+	}
+	return nil
 }
 
 // lost reports stripes that were acknowledged and cannot be read.
@@ -615,7 +728,7 @@ func (a *Array) completeBulk(ctx context.Context) error {
 func (a *Array) resync(ctx context.Context, cut uint64) error {
 	var stale []*disk
 	a.mu.Lock()
-	for _, d := range a.disks {
+	for _, d := range a.slots() {
 		if d.state == DiskStale {
 			stale = append(stale, d)
 		}
@@ -640,7 +753,9 @@ func (a *Array) resyncDisk(ctx context.Context, d *disk, cut uint64) (int, error
 	cells := 0
 	r := a.newRecovery()
 	a.mu.Lock()
-	d.state, d.reason = DiskHealthy, ""
+	if d.state, d.reason = DiskHealthy, ""; d.hollow {
+		d.state, d.reason = DiskRebuilding, "being rebuilt"
+	}
 	a.mu.Unlock()
 	for _, b := range a.sortedBands() {
 		pos := slices.IndexFunc(b.members, func(m bandMember) bool { return m.slot == d.slot })
@@ -683,7 +798,7 @@ func (a *Array) resyncBand(ctx context.Context, b *band, d *disk, stands func(*h
 			return nil
 		}
 		failed, err := w.rewrite()
-		if err == nil && slices.Contains(failed, d.slot) {
+		if err == nil && slices.Contains(failed, d) {
 			return errors.New("a write failed during resynchronisation")
 		}
 		cells++
@@ -704,9 +819,7 @@ func (a *Array) eachStripe(ctx context.Context, b *band, fn func(*wholeStripe) e
 		}
 		if w != nil {
 			off += w.head.blocks
-			err = fn(w)
-			w.release()
-			if err != nil {
+			if err := w.use(fn); err != nil {
 				return err
 			}
 			continue

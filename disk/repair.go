@@ -25,6 +25,12 @@ type wholeStripe struct {
 func (w *wholeStripe) width() int { return int(w.head.data) + int(w.head.parity) }
 func (w *wholeStripe) release()   { release(&w.buf, w.ops) }
 
+// use calls fn and releases the stripe.
+func (w *wholeStripe) use(fn func(*wholeStripe) error) error {
+	defer w.release()
+	return fn(w)
+}
+
 // goodCells counts the cells that can be trusted.
 func (w *wholeStripe) goodCells() (n int) {
 	for i := range w.width() {
@@ -41,8 +47,14 @@ func (a *Array) readWhole(ctx context.Context, b *band, like header) (*wholeStri
 }
 
 // readWholeBy is readWhole with reads by run.
-func (a *Array) readWholeBy(ctx context.Context, run runner, b *band, like header) (*wholeStripe, error) {
+func (a *Array) readWholeBy(ctx context.Context, run runner, b *band, like header) (_ *wholeStripe, err error) {
 	w := &wholeStripe{a: a, band: b, head: like}
+	read := false
+	defer func() {
+		if !read {
+			w.release()
+		}
+	}()
 	n, size := w.width(), int(like.blocks)*BlockSize
 	buf, err := a.rebuild.Get(ctx, n*size)
 	if err != nil {
@@ -58,11 +70,9 @@ func (a *Array) readWholeBy(ctx context.Context, run runner, b *band, like heade
 		}
 	}
 	if len(w.ops) == 0 {
-		w.release()
 		return nil, fmt.Errorf("stripe %x/%d: no disk left: %w", b.num, like.off, ErrCorrupt)
 	}
 	if err := run.run(w.ops); err != nil {
-		w.release()
 		return nil, err
 	}
 	w.unread = n - len(roles)
@@ -78,12 +88,13 @@ func (a *Array) readWholeBy(ctx context.Context, run runner, b *band, like heade
 		if w.ops[i].Err != nil {
 			continue
 		}
-		id := a.disks[b.members[like.member(r)].slot].id
+		id := a.slots()[b.members[like.member(r)].slot].id
 		h, err := a.codec.parse(w.cells[r], place{disk: id, band: b.num, off: like.off})
 		if err == nil && (int(h.role) == r || a.opt.faults.noLocation) && h.sameStripe(&like) && a.codec.verify(w.cells[r], &h) {
 			w.good[r], w.bad[r] = true, false
 		}
 	}
+	read = true
 	return w, nil
 }
 
@@ -123,8 +134,8 @@ func (w *wholeStripe) reconstruct(use func(role int) bool, n int) error {
 }
 
 // rewrite completes the stripe and writes the cells that are bad on live disks: the very bytes that were there. It returns the
-// slots of disks that refused.
-func (w *wholeStripe) rewrite() ([]int, error) {
+// disks that refused.
+func (w *wholeStripe) rewrite() ([]*disk, error) {
 	if err := w.complete(); err != nil {
 		return nil, err
 	}
@@ -139,16 +150,7 @@ func (w *wholeStripe) rewrite() ([]int, error) {
 		if d == nil {
 			continue
 		}
-		h := w.head
-		h.role, h.disk = uint8(r), d.id
-		if h.kind == kindBulk {
-			clear(w.cells[r][:BlockSize])
-		}
-		h.crc = a.codec.checksum(&h, a.opt.Crypto.CRC64NVME(0, w.cells[r][h.start():]))
-		a.codec.put(w.cells[r], &h)
-		op, _ := a.op(w.band, pos, h.off, 0, w.cells[r])
-		op.Write, op.Durable = true, true
-		ops = append(ops, op)
+		ops = append(ops, a.cellWrite(w, r, d))
 	}
 	if len(ops) == 0 {
 		return nil, nil
@@ -156,7 +158,21 @@ func (w *wholeStripe) rewrite() ([]int, error) {
 	err := a.group.Run(ops)
 	a.stats.repairs.Add(uint64(len(ops)))
 	w.ops = append(w.ops, ops...) // should one be stuck, the buffer is not released
-	return a.failedSlots(ops), err
+	return a.failedDisks(ops), err
+}
+
+// cellWrite makes a cell of a complete stripe again, as it was or would have been on d, and returns the write that puts it there.
+func (a *Array) cellWrite(w *wholeStripe, role int, d *disk) blockdev.Op {
+	h := w.head
+	cell := w.cells[role]
+	h.role, h.disk = uint8(role), d.id
+	if h.kind == kindBulk {
+		clear(cell[:BlockSize])
+	}
+	h.crc = a.codec.checksum(&h, a.opt.Crypto.CRC64NVME(0, cell[h.start():]))
+	a.codec.put(cell, &h)
+	at := a.geo.extentOffset(w.band.members[h.member(role)].extent) + int64(h.off)*BlockSize
+	return blockdev.Op{Dev: d.gi, Write: true, Durable: true, Off: at, Buf: cell}
 }
 
 // repairTask names a stripe with something to rewrite.
@@ -200,6 +216,10 @@ func (a *Array) runRepairs() {
 
 // repairStripe verifies a stripe and rewrites its bad cells.
 func (a *Array) repairStripe(ctx context.Context, b *band, off uint32) error {
+	if _, err := a.pinBand(b.num); err != nil {
+		return nil // freed meanwhile
+	}
+	defer b.unpin()
 	h, err := a.anyHeader(ctx, b, off)
 	if err != nil {
 		return err

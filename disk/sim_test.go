@@ -24,7 +24,7 @@ var (
 	simSeed  = flag.Uint64("seed", 0, "replay this one seed of the simulation")
 	simSeeds = flag.Int("seeds", 2000, "how many seeds to simulate")
 	simFrom  = flag.Uint64("from", 1, "the first seed")
-	simTrace = flag.Bool("trace", false, "print what happens in the simulation")
+	simTrace = flag.Bool("show", false, "print what happens in the simulation")
 )
 
 // TestSimulation runs random operations on simulated disks with power cuts at random writes, in recovery too, several stripes in
@@ -58,7 +58,7 @@ func TestSimulation(t *testing.T) {
 				total.add(st)
 				mu.Unlock()
 				if err != nil && failures.Add(1) < 10 {
-					t.Errorf("seed %d: %v (replay: go test ./disk -run TestSimulation -seed %d -trace -v)", seed, err, seed)
+					t.Errorf("seed %d: %v (replay: go test ./disk -run TestSimulation -seed %d -show -v)", seed, err, seed)
 				}
 			}
 		})
@@ -91,6 +91,9 @@ func TestSimulationCatchesBugs(t *testing.T) {
 		f     faults
 		kinds blockdev.FaultKind // what the bug is blind to, to meet it soon
 	}{
+		{"nomark", faults{noMark: true}, simKinds},
+		{"nopin", faults{noPin: true}, simKinds},
+		{"noshadow", faults{noShadow: true}, simKinds},
 		{"noflush", faults{noFlush: true}, simKinds},
 		{"norepair", faults{noRepair: true}, simKinds},
 		{"noverify", faults{noVerify: true}, simKinds},
@@ -114,7 +117,7 @@ func TestSimulationCatchesBugs(t *testing.T) {
 const simKinds = blockdev.FaultRot | blockdev.FaultOverwrite | blockdev.FaultStale | blockdev.FaultMisplaced | blockdev.FaultBadRange |
 	blockdev.FaultLostWrite | blockdev.FaultMisdirect | blockdev.FaultFailOnce | blockdev.FaultDead | blockdev.FaultHung | blockdev.FaultFull
 
-type simStats struct{ cuts, acked, opens, stripes, faults int }
+type simStats struct{ cuts, acked, opens, stripes, faults, freed, replaced int }
 
 func (s *simStats) add(o simStats) {
 	s.cuts += o.cuts
@@ -122,10 +125,13 @@ func (s *simStats) add(o simStats) {
 	s.opens += o.opens
 	s.stripes += o.stripes
 	s.faults += o.faults
+	s.freed += o.freed
+	s.replaced += o.replaced
 }
 
 func (s simStats) String() string {
-	return fmt.Sprintf("%d power cuts, %d opens, %d stripes, %d acknowledged records, %d faults", s.cuts, s.opens, s.stripes, s.acked, s.faults)
+	return fmt.Sprintf("%d power cuts, %d opens, %d stripes, %d acknowledged records, %d bands freed, %d disks replaced, %d faults",
+		s.cuts, s.opens, s.stripes, s.acked, s.freed, s.replaced, s.faults)
 }
 
 // sim is one run: a machine, an array on it, and what the clients know.
@@ -142,9 +148,9 @@ type sim struct {
 	stats simStats
 
 	a       *Array
-	state   *testState
-	saved   *testState // the state's last checkpoint
-	ops     []*simOp   // everything ever given to the log, in order
+	state   *simState
+	saved   *simState // the state's last checkpoint
+	ops     []*simOp  // everything ever given to the log, in order
 	arenas  [3]*blockdev.Arena
 	acked   int // of ops, how many are acknowledged from the front
 	flight  []simFlight
@@ -152,6 +158,9 @@ type sim struct {
 	ids     uint64
 	tasks   []*simTask
 	running *simTask // nil: the driver itself
+	// compacting is set while a band is emptied: what is in it must not be killed meanwhile, as a caller's locks see to.
+	compacting uint64
+	replacing  bool
 }
 
 // simTask is a client of the engine in the middle of a call: a coroutine, so that the order in which calls go on is the seed's.
@@ -240,11 +249,14 @@ func (s *sim) group(devs []blockdev.Device) (blockdev.Group, error) {
 	return taskGroup{g.(*blockdev.SimGroup), s}, nil
 }
 
-// simOp is a record given to the log: packed data, or a bulk stripe.
+// simOp is a record given to the log: packed data, a bulk stripe, or the end of one of these.
 type simOp struct {
 	id     uint64
+	kind   simKind
 	size   int
 	stripe Stripe
+	victim *simOp // simKill
+	killed bool   // a kill of it was given to the log
 	req    *request
 	acked  bool
 }
@@ -262,7 +274,7 @@ func simulate(seed uint64, bugs faults, kinds blockdev.FaultKind, trace bool, lo
 }
 
 func simulateStats(seed uint64, bugs faults, kinds blockdev.FaultKind, trace bool, logf func(string, ...any)) (st simStats, err error) {
-	s := &sim{rng: rand.New(rand.NewPCG(seed, 4)), bugs: bugs, kinds: kinds, logf: logf, trace: trace, state: &testState{}, saved: &testState{}}
+	s := &sim{rng: rand.New(rand.NewPCG(seed, 4)), bugs: bugs, kinds: kinds, logf: logf, trace: trace, state: newSimState(), saved: newSimState()}
 	for i := range s.arenas {
 		s.arenas[i] = newArena(256 << 20)
 	}
@@ -341,6 +353,9 @@ func (s *sim) life() error {
 		return err
 	}
 	if s.rng.IntN(3) > 0 {
+		s.rebuild()
+	}
+	if s.rng.IntN(3) > 0 {
 		s.world.CutAfter(1 + s.rng.IntN(120))
 	}
 	for range 5 + s.rng.IntN(60) {
@@ -358,7 +373,13 @@ func (s *sim) act() {
 		s.hurt = true
 		s.fault()
 	}
-	switch r := s.rng.IntN(20); {
+	switch r := s.rng.IntN(25); {
+	case r == 24 && s.rng.IntN(3) == 0:
+		s.replace()
+	case r >= 22:
+		s.kill()
+	case r >= 20:
+		s.compact()
 	case r < 9:
 		s.put()
 	case r < 11:
@@ -380,24 +401,236 @@ func (s *sim) act() {
 func (s *sim) put() {
 	size := []int{64, 64, 700, 4096, 4096, 9000, 120 << 10}[s.rng.IntN(7)]
 	s.ids++
-	s.enqueue(&simOp{id: s.ids, size: size})
+	s.enqueue(&simOp{id: s.ids, kind: simPut, size: size})
+}
+
+// kill makes an acknowledged record vanish.
+func (s *sim) kill() {
+	if s.acked == 0 {
+		return
+	}
+	op := s.ops[s.rng.IntN(s.acked)]
+	r, ok := s.state.byID()[op.id]
+	if !ok || op.kind == simKill || op.killed || s.compacting != 0 && r.in(s.compacting) {
+		return
+	}
+	op.killed = true
+	s.ids++
+	s.enqueue(&simOp{id: s.ids, kind: simKill, victim: op})
 }
 
 func (s *sim) enqueue(op *simOp) {
-	body := binary.LittleEndian.AppendUint64(nil, op.id)
+	s.say("enqueue %d %c %x", op.id, op.kind, op.stripe.Band)
+	body := simBody(op.kind, op.id)
 	rec := Record{Essential: s.rng.IntN(2) == 0}
-	if op.stripe.Segments > 0 {
+	switch op.kind {
+	case simBulk:
 		body = op.stripe.AppendBinary(body)
-	} else {
+	case simKill:
+		body = binary.LittleEndian.AppendUint64(body, s.state.byID()[op.victim.id].seq)
+	default:
 		rec.Data = payload(op.id, op.size)
 	}
 	rec.Body = body
-	op.req = &request{rec: rec, done: make(chan struct{}, 1)}
+	op.req = s.send(rec)
 	s.ops = append(s.ops, op)
-	if err := s.a.log.enqueue(op.req); err != nil {
-		op.req.err = err
-		op.req.done <- struct{}{}
+}
+
+// send gives a record to the log.
+func (s *sim) send(rec Record) *request {
+	req := &request{rec: rec, done: make(chan struct{}, 1)}
+	if err := s.a.log.enqueue(req); err != nil {
+		req.err = err
+		req.done <- struct{}{}
 	}
+	return req
+}
+
+// appendNow is send, and waits: for calls under way.
+func (s *sim) appendNow(rec Record) error {
+	req := s.send(rec)
+	for {
+		select {
+		case <-req.done:
+			return req.err
+		default:
+			s.wait()
+		}
+	}
+}
+
+// replace puts a new disk into the slot of one that faults are allowed on.
+func (s *sim) replace() {
+	if len(s.suspect) == 0 || len(s.tasks) >= maxSimTasks || s.replacing || s.kinds != simKinds {
+		return
+	}
+	slot := s.slotOf(s.suspect[s.rng.IntN(len(s.suspect))])
+	if slot < 0 {
+		return
+	}
+	d := blockdev.NewSimDisk(s.world, superArea+40*s.geo.ExtentSize, blockdev.SimOptions{})
+	s.disks = append(s.disks, d)
+	s.replacing = true
+	s.spawn(func() {
+		defer func() { s.replacing = false }()
+		err := s.a.replace(context.Background(), slot, d)
+		s.say("replace slot %d by %s: %v", slot, d.Path(), err)
+		if err == nil {
+			s.stats.replaced++
+			s.rebuild()
+		}
+	})
+}
+
+// slotOf is the slot that a disk has now, -1 for none.
+func (s *sim) slotOf(disk int) int {
+	for _, d := range s.a.slots() {
+		if d.path == s.disks[disk].Path() {
+			return d.slot
+		}
+	}
+	return -1
+}
+
+// rebuild goes on with the disks that are being rebuilt.
+func (s *sim) rebuild() {
+	for _, d := range s.a.slots() {
+		if d.state == DiskRebuilding && d.rebuild != nil {
+			s.spawn(func() { s.a.rebuildDisk(s.a.ctx, d, d.rebuild) })
+		}
+	}
+}
+
+// compact empties a random band and frees it, as the object store does.
+func (s *sim) compact() {
+	if s.compacting != 0 || len(s.tasks) >= maxSimTasks {
+		return
+	}
+	var closed []Band
+	for _, b := range s.a.Bands() {
+		if b.Closed {
+			closed = append(closed, b)
+		}
+	}
+	if len(closed) == 0 {
+		return
+	}
+	b := closed[s.rng.IntN(len(closed))]
+	s.compacting = b.Num
+	s.spawn(func() {
+		defer func() { s.compacting = 0 }()
+		run, err := s.empty(b)
+		if err == nil {
+			err = s.release(b, run)
+		}
+		s.say("compacted band %x: %v", b.Num, err)
+		if err == nil {
+			s.stats.freed++
+		}
+	})
+}
+
+var errSimLive = errors.New("something in it cannot be moved now")
+
+// empty moves all that is live out of a band.
+func (s *sim) empty(b Band) (run StripeRange, err error) {
+	for _, op := range s.ops {
+		if r, ok := s.state.byID()[op.id]; ok && op.killed && r.in(b.Num) {
+			return run, errSimLive // it is about to vanish
+		}
+	}
+	if b.Bulk {
+		for _, r := range s.state.sorted() {
+			if r.kind == simBulk && r.bulk.Band == b.Num {
+				if err := s.moveStripe(r); err != nil {
+					return run, err
+				}
+			}
+		}
+		return run, nil
+	}
+	var found []Record
+	run, err = s.a.EachRecord(context.Background(), b.Num, func(e Entry, data []byte) error {
+		r, ok := s.state.recs[e.Seq]
+		if s.bugs.noShadow && r.kind == simKill {
+			ok = false
+			delete(s.state.recs, e.Seq)
+		}
+		if ok && r.band == b.Num && (r.data.IsZero() || r.data == e.Data) {
+			found = append(found, Record{Seq: e.Seq, Body: []byte(r.body), Data: bytes.Clone(data), Essential: true})
+		}
+		return nil
+	})
+	for _, rec := range found {
+		if err == nil {
+			err = s.appendNow(rec)
+		}
+	}
+	return run, err
+}
+
+// moveStripe writes a stripe again and the record that names it.
+func (s *sim) moveStripe(r simRecord) error {
+	w, err := s.a.NewReservedStripe(context.Background(), int(r.bulk.Segments))
+	if err != nil {
+		return err
+	}
+	filled := false
+	defer func() {
+		if !filled {
+			w.Discard()
+		}
+	}()
+	v, err := s.a.ReadVerified(context.Background(), r.bulk)
+	if err != nil {
+		return err
+	}
+	s.say("move record %d (%x) from %x", r.id, r.seq, r.bulk.Band)
+	for i := range int(r.bulk.Segments) {
+		copy(w.Slot(i), v.Bytes(i))
+	}
+	v.Release()
+	if err := w.Sealed(int(r.bulk.Segments)); err != nil {
+		panic(err)
+	}
+	filled = true
+	st, err := w.Commit(context.Background())
+	if err != nil {
+		return err
+	}
+	defer s.a.Unpin(st.Band)
+	return s.appendNow(Record{Seq: r.seq, Body: st.AppendBinary(simBody(simBulk, r.id)), Essential: true})
+}
+
+// release frees a band in which nothing is live.
+func (s *sim) release(b Band, run StripeRange) error {
+	for _, r := range s.state.recs {
+		if r.in(b.Num) {
+			return errSimLive
+		}
+	}
+	if !b.Bulk {
+		all := run
+		var rest []StripeRange
+		for _, f := range s.state.freed {
+			if f.To+1 == all.From || f.From == all.To+1 {
+				all = StripeRange{min(f.From, all.From), max(f.To, all.To)}
+			} else {
+				rest = append(rest, f)
+			}
+		}
+		s.ids++
+		rec := Record{Body: encodeRanges(simBody(simFreed, s.ids), append(rest, all)), Essential: true}
+		if err := s.appendNow(rec); err != nil {
+			return err
+		}
+	}
+	s.saved = s.state.clone()
+	if err := s.a.Free(context.Background(), b.Num); err != nil {
+		return err
+	}
+	s.state.dropShadows(s.a.Horizon())
+	return nil
 }
 
 // putBulk begins to write a stripe, among others, and to queue the record that names it.
@@ -428,7 +661,12 @@ func (s *sim) putBulk() {
 			return
 		}
 		s.stats.stripes++
-		s.enqueue(&simOp{id: id, stripe: st})
+		defer s.a.Unpin(st.Band)
+		op := &simOp{id: id, kind: simBulk, stripe: st}
+		s.enqueue(op)
+		for i := 0; !op.acked && op.req.err == nil && i < 10000; i++ {
+			s.wait()
+		}
 	})
 }
 
@@ -544,7 +782,7 @@ func (s *sim) end() error {
 	s.restart()
 	s.state = s.saved.clone()
 	if s.rng.IntN(6) == 0 || s.kinds != simKinds {
-		s.state, s.saved = &testState{}, &testState{}
+		s.state, s.saved = newSimState(), newSimState()
 	}
 	return nil
 }
@@ -554,16 +792,16 @@ func (s *sim) drop() {
 	for _, t := range s.tasks {
 		t.stop()
 	}
-	s.tasks = nil
+	s.tasks, s.compacting, s.replacing = nil, 0, false
 	for _, f := range s.flight {
 		f.s.buf.Release()
 	}
 	s.flight = nil
 	s.a.cancel()
 	s.a.group.Close()
-	for _, arena := range s.arenas {
+	for i, arena := range s.arenas {
 		if n, _ := arena.Stats(); n != 0 {
-			panic(fmt.Sprintf("%d bytes of buffers leaked", n))
+			panic(fmt.Sprintf("%d bytes of buffers leaked in arena %d", n, i))
 		}
 	}
 }
@@ -615,7 +853,7 @@ func (s *sim) open() error {
 		}
 		s.a, err = set.Open(context.Background(), Options{
 			Keys: testKeys{}, State: s.state, Crypto: crypto(), Degraded: degraded,
-			group: s.group, manual: s.wait, rand: s.random, faults: s.bugs, arenas: &s.arenas,
+			group: s.group, manual: s.wait, rand: s.random, faults: s.bugs, arenas: &s.arenas, Discard: Discard(s.rng.IntN(3)),
 		})
 		if degraded || !errors.Is(err, ErrMembership) || s.world.Off() {
 			return err
@@ -629,36 +867,51 @@ func (s *sim) open() error {
 
 // verify compares the log with the model and takes what it shows as the truth from now on.
 func (s *sim) verify() error {
-	s.say("verify: %d entries, %d acknowledged of %d", len(s.state.entries), s.acked, len(s.ops))
+	got := s.state.byID()
+	s.say("verify: %d records, %d acknowledged of %d", len(got), s.acked, len(s.ops))
 	if len(s.a.losses) > 0 {
 		return fmt.Errorf("loss of acknowledged stripes reported: %+v", s.a.losses)
 	}
-	got := s.state.entries
-	if len(got) < s.acked {
-		return fmt.Errorf("%d records, but %d were acknowledged", len(got), s.acked)
+	// What was acknowledged is there, then a prefix of what is in doubt.
+	n := s.acked
+	for n < len(s.ops) && s.applied(s.ops[n], got) {
+		n++
 	}
-	if len(got) > len(s.ops) {
-		return fmt.Errorf("%d records of %d ever written", len(got), len(s.ops))
+	for _, op := range s.ops[n:] {
+		if _, ok := got[op.id]; ok {
+			return fmt.Errorf("record %d is there, but not %d before it", op.id, s.ops[n].id)
+		}
 	}
-	last := uint64(0)
-	for i, e := range got {
-		if id := binary.LittleEndian.Uint64([]byte(e.body)); id != s.ops[i].id {
-			return fmt.Errorf("record %d is %d, want %d", i, id, s.ops[i].id)
+	dead := map[*simOp]bool{}
+	for _, op := range s.ops[:n] {
+		if op.victim != nil {
+			dead[op.victim] = true
 		}
-		if e.seq <= last {
-			return fmt.Errorf("record %d: sequence number %x behind %x", i, e.seq, last)
+	}
+	for _, op := range s.ops[:n] {
+		_, ok := got[op.id]
+		switch {
+		case op.kind == simKill: // it may be forgotten once its victim cannot come back
+		case dead[op] && ok:
+			return fmt.Errorf("record %d vanished, and is back", op.id)
+		case !dead[op] && !ok:
+			return fmt.Errorf("record %d was acknowledged and is gone", op.id)
 		}
-		last = e.seq
+		delete(got, op.id)
+	}
+	for id := range got {
+		return fmt.Errorf("record %d was never acknowledged, or not there before", id)
 	}
 	// What is visible now must stay; what is not must never appear.
-	s.ops = s.ops[:len(got)]
+	s.ops = s.ops[:n]
 	for _, op := range s.ops {
-		op.acked = true
+		op.acked, op.killed = true, dead[op]
 	}
-	s.acked = len(s.ops)
-	for i := range got {
-		if s.rng.IntN(1+len(got)/20) == 0 {
-			if err := s.readBack(i); err != nil {
+	s.acked = n
+	all := s.state.sorted()
+	for _, r := range all {
+		if s.rng.IntN(1+len(all)/20) == 0 {
+			if err := s.readBack(r); err != nil {
 				return err
 			}
 		}
@@ -666,33 +919,42 @@ func (s *sim) verify() error {
 	return nil
 }
 
+// applied reports whether an operation in doubt has come into effect.
+func (s *sim) applied(op *simOp, got map[uint64]simRecord) bool {
+	if _, ok := got[op.id]; ok {
+		return true
+	}
+	for _, later := range s.ops {
+		if later.victim == op && s.applied(later, got) {
+			return true // and has vanished again
+		}
+	}
+	return false
+}
+
 // readBack checks the bytes of a visible record.
-func (s *sim) readBack(i int) error {
-	e := s.state.entries[i]
-	id := s.ops[i].id
-	if len(e.body) == 8 {
-		p, err := readLoc(s.a, e.data, id)
+func (s *sim) readBack(r simRecord) error {
+	s.say("read %d (%x) in %x at %x %x", r.id, r.seq, r.band, r.data.Band, r.bulk.Band)
+	switch r.kind {
+	case simPut:
+		p, err := readLoc(s.a, r.data, r.id)
 		if err != nil {
-			return fmt.Errorf("read record %d: %w", id, err)
+			return fmt.Errorf("read record %d: %w", r.id, err)
 		}
-		if !bytes.Equal(p, payload(id, len(p))) {
-			return fmt.Errorf("record %d: wrong bytes", id)
+		if !bytes.Equal(p, payload(r.id, len(p))) {
+			return fmt.Errorf("record %d: wrong bytes", r.id)
 		}
-		return nil
-	}
-	st, _, err := DecodeStripe([]byte(e.body[8:]))
-	if err != nil {
-		return err
-	}
-	first := s.rng.IntN(int(st.Segments))
-	segs, err := readSegments(s.a, st, first, 1+s.rng.IntN(int(st.Segments)-first), id<<20|1)
-	if err != nil {
-		return fmt.Errorf("read stripe of record %d: %w", id, err)
-	}
-	base := id<<20 | 1
-	for j, p := range segs {
-		if !bytes.Equal(p, payload(base+uint64(first+j), SegmentSize)) {
-			return fmt.Errorf("record %d segment %d: wrong bytes", id, first+j)
+	case simBulk:
+		first := s.rng.IntN(int(r.bulk.Segments))
+		base := r.id<<20 | 1
+		segs, err := readSegments(s.a, r.bulk, first, 1+s.rng.IntN(int(r.bulk.Segments)-first), base)
+		if err != nil {
+			return fmt.Errorf("read stripe of record %d: %w", r.id, err)
+		}
+		for j, p := range segs {
+			if !bytes.Equal(p, payload(base+uint64(first+j), SegmentSize)) {
+				return fmt.Errorf("record %d segment %d: wrong bytes", r.id, first+j)
+			}
 		}
 	}
 	return nil
@@ -700,9 +962,8 @@ func (s *sim) readBack(i int) error {
 
 // readOne reads something visible while the array runs.
 func (s *sim) readOne() {
-	if n := len(s.state.entries); n > 0 && !s.world.Off() {
-		i := s.rng.IntN(n)
-		if err := s.readBack(i); err != nil && !s.world.Off() && !errors.Is(err, ErrReadOnly) {
+	if all := s.state.sorted(); len(all) > 0 && !s.world.Off() {
+		if err := s.readBack(all[s.rng.IntN(len(all))]); err != nil && !s.world.Off() && !errors.Is(err, ErrReadOnly) {
 			panic(fmt.Sprintf("read while running: %v", err))
 		}
 	}
@@ -719,7 +980,7 @@ func (s *sim) final() error {
 	for _, i := range s.suspect {
 		s.disks[i].Kill()
 	}
-	s.state = &testState{}
+	s.state = newSimState()
 	if err := s.open(); err != nil {
 		return fmt.Errorf("final open: %w", err)
 	}
@@ -727,11 +988,11 @@ func (s *sim) final() error {
 		return fmt.Errorf("final: %w", err)
 	}
 	rep, err := s.a.Check(context.Background(), CheckOptions{})
-	if err != nil || rep.Lost > 0 || (len(s.suspect) == 0 && !rep.OK()) {
+	if err != nil || rep.Lost > 0 || rep.Bad > 0 || (len(s.suspect) == 0 && !rep.OK()) {
 		return fmt.Errorf("final: check: %+v, %v", rep, err)
 	}
-	for i := range s.state.entries {
-		if err := s.readBack(i); err != nil {
+	for _, r := range s.state.sorted() {
+		if err := s.readBack(r); err != nil {
 			return fmt.Errorf("final: %w", err)
 		}
 	}

@@ -15,6 +15,10 @@ const (
 	DiskMissing DiskState = "missing" // no device with its superblock
 	DiskStale   DiskState = "stale"   // was away while the array was written; resynchronised at open before it counts
 	DiskForeign DiskState = "foreign" // cannot be believed
+	// DiskSuspect is slower than its peers: written, and read where they cannot answer. It is fenced if it stays so.
+	DiskSuspect DiskState = "suspect"
+	// DiskRebuilding has taken the place of another: written like a healthy one, and read where it has been rebuilt.
+	DiskRebuilding DiskState = "rebuilding"
 )
 
 // DiskStatus describes a member. Sizes are bytes.
@@ -27,6 +31,7 @@ type DiskStatus struct {
 	Size    int64     `json:"size"`
 	Extents int       `json:"extents"`
 	Free    int       `json:"free_extents"`
+	Rebuild *Rebuild  `json:"rebuild,omitempty"`
 
 	Stats blockdev.Stats `json:"-"`
 }
@@ -78,7 +83,7 @@ func (a *Array) Status() Status {
 		Repairs: a.stats.repairs.Load(), Reconstructions: a.stats.reconstructions.Load(),
 	}
 	var extents int64
-	for _, d := range a.disks {
+	for _, d := range a.slots() {
 		ds := DiskStatus{
 			Slot: d.slot, ID: hex.EncodeToString(d.id[:]), Path: d.path, State: d.state, Reason: d.reason,
 			Extents: int(d.extents), Free: d.free,
@@ -87,8 +92,18 @@ func (a *Array) Status() Status {
 		if d.dev != nil {
 			ds.Size, ds.Stats = d.dev.Limits().Size, d.dev.Stats()
 		}
+		if d.state == DiskHealthy && d.suspect.Load() {
+			ds.State, ds.Reason = DiskSuspect, "slower than its peers"
+			s.State, s.Reason = "degraded", "a disk is "+string(ds.State)
+		}
+		if d.rebuild != nil {
+			ds.Rebuild = d.rebuild.status()
+		}
 		if d.state != DiskHealthy {
-			s.State, s.Reason, ds.Free = "degraded", "a disk is "+string(d.state), 0
+			s.State, s.Reason = "degraded", "a disk is "+string(d.state)
+		}
+		if !d.usable() {
+			ds.Free = 0
 		}
 		s.Disks = append(s.Disks, ds)
 	}

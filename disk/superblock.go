@@ -33,6 +33,10 @@ type memberState uint8
 const (
 	memberActive memberState = 1 // takes part in every write of the epoch
 	memberOut    memberState = 2 // was missing or fenced when the epoch began
+	// takes part like an active one, but lacks cells of bands of epochs before since, namely of those whose header it does not carry
+	memberRebuilding memberState = 3
+	// out, and was being rebuilt when it left
+	memberOutHollow memberState = 4
 )
 
 // memberEntry is a row of the member table. The row's number is the disk's slot.
@@ -72,7 +76,7 @@ func (s *superblock) epoch() epoch { return s.history[0] }
 // knows reports whether e is the superblock's epoch, one of its ancestors, or the one in which the disk in slot left.
 func (s *superblock) knows(e epoch, slot int) bool {
 	if slot < len(s.members) {
-		if m := s.members[slot]; m.state == memberOut && m.since == e.num+1 && m.last == e.id {
+		if m := s.members[slot]; (m.state == memberOut || m.state == memberOutHollow) && m.since == e.num+1 && m.last == e.id {
 			return true
 		}
 	}

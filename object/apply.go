@@ -11,7 +11,11 @@ import (
 )
 
 // Live bytes of a band are what entries of the index refer to in it: the records themselves, packed data, and the data cells of bulk
-// stripes. So they are a function of the index's content, whatever the order or number of times records were applied.
+// stripes. So they are a function of the index's content, whatever the order or number of times records were applied. The same holds
+// for the references that tell who needs a bulk band.
+
+// shadowBand is where the live bytes of all shadows are counted once more. No band has this number.
+const shadowBand = 1<<64 - 1
 
 // forBands calls f for the bytes that an entry keeps alive.
 func (p *place) forBands(body []byte, c *content, f func(band uint64, bytes int64)) {
@@ -89,6 +93,7 @@ type applier struct {
 	band     uint64 // of the stripe
 	key, val []byte // scratch: of the index entry that a record concerns
 	value    []byte // scratch: of the one that takes its place
+	body     []byte // scratch: of a shadow
 	bytes    int64
 	// buckets are changes to the bucket table, made once the batch is in.
 	buckets []bucketChange
@@ -138,6 +143,8 @@ func decodePosition(b []byte) (disk.Position, error) {
 // replay, or again: the higher sequence number of a key wins. When it fails with ErrIndex, in a replay as well, the Store is to be made
 // anew.
 func (s *Store) Apply(p disk.Position, entries []disk.Entry) error {
+	s.writing.Lock()
+	defer s.writing.Unlock()
 	a := &s.applier
 	a.batch, a.band, a.bytes, a.buckets = s.idx.NewBatch(), p.Band, 0, a.buckets[:0]
 	for i := range entries {
@@ -205,9 +212,9 @@ func (a *applier) apply(e *disk.Entry) error {
 	return errVersion
 }
 
-// account adds or takes away what an index value keeps alive.
-func (a *applier) account(v []byte, sign int64) error {
-	p, body, err := splitValue(v)
+// account adds or takes away what the value of an index entry keeps alive, and the references that it makes.
+func account(b *index.Batch, key, value []byte, sign int64) error {
+	p, body, err := splitValue(value)
 	if err != nil {
 		return err
 	}
@@ -217,12 +224,25 @@ func (a *applier) account(v []byte, sign int64) error {
 			return err
 		}
 	}
-	p.forBands(body, c, func(band uint64, n int64) { a.batch.AddLive(band, sign*n) })
+	p.forBands(body, c, func(band uint64, n int64) { b.AddLive(band, sign*n) })
+	if index.KindOf(key) == index.KindShadow {
+		b.AddLive(shadowBand, sign*int64(len(body)))
+	}
+	if c == nil {
+		return nil
+	}
+	for _, x := range c.bands() {
+		if ref := index.RefKey(nil, x.band, key); sign > 0 {
+			b.Set(ref, nil)
+		} else {
+			b.Delete(ref)
+		}
+	}
 	return nil
 }
 
 // supersedes looks at the entry under a.key. It reports whether the record e takes its place, and if so takes away what the old
-// record kept alive. A record of the same number takes the place when it lies elsewhere: it was moved.
+// record kept alive. Of two records of the same number the later one is the copy that compaction made.
 func (a *applier) supersedes(e *disk.Entry) (bool, error) {
 	v, ok, err := a.batch.Get(a.key, a.val[:0])
 	a.val = v
@@ -230,13 +250,10 @@ func (a *applier) supersedes(e *disk.Entry) (bool, error) {
 		return err == nil, err
 	}
 	p, _, err := splitValue(v)
-	if err != nil {
+	if err != nil || e.Seq < p.seq {
 		return false, err
 	}
-	if e.Seq < p.seq || (e.Seq == p.seq && p.band == a.band && p.data == e.Data) {
-		return false, nil
-	}
-	return true, a.account(v, -1)
+	return true, account(a.batch, a.key, v, -1)
 }
 
 // put makes the record e the entry under a.key, if it supersedes what is there.
@@ -247,7 +264,7 @@ func (a *applier) put(e *disk.Entry) (bool, error) {
 	}
 	p := place{seq: e.Seq, band: a.band, data: e.Data}
 	a.value = append(p.appendTo(a.value[:0]), e.Body...)
-	if err := a.account(a.value, 1); err != nil {
+	if err := account(a.batch, a.key, a.value, 1); err != nil {
 		return false, err
 	}
 	a.batch.Set(a.key, a.value)
@@ -264,6 +281,14 @@ func (a *applier) drop(e *disk.Entry) (bool, error) {
 	return true, nil
 }
 
+// shadow keeps a record that made others vanish, so that compaction writes it again as long as these may lie in the log. body is
+// what it writes.
+func (a *applier) shadow(e *disk.Entry, body []byte) error {
+	a.key = index.ShadowKey(a.key[:0], e.Seq)
+	_, err := a.put(&disk.Entry{Seq: e.Seq, Body: body})
+	return err
+}
+
 func (a *applier) object(e *disk.Entry, k kind) error {
 	r, err := decodeObject(e.Body, depthList)
 	if err != nil {
@@ -271,6 +296,13 @@ func (a *applier) object(e *disk.Entry, k kind) error {
 	}
 	if k == kindComplete {
 		if err := a.endUpload(r.bucket, r.key, r.version); err != nil {
+			return err
+		}
+		// The end of the upload outlives the object. A copy of this record would bring back an object that was deleted since; an abort
+		// ends the upload as well.
+		end := keyRecord{kind: kindAbort, bucket: r.bucket, key: r.key, version: r.version, at: r.modified}
+		a.body = end.appendTo(a.body[:0])
+		if err := a.shadow(e, a.body); err != nil {
 			return err
 		}
 	}
@@ -285,8 +317,10 @@ func (a *applier) tombstone(e *disk.Entry) error {
 		return err
 	}
 	a.key = index.ObjectKey(a.key[:0], r.bucket, r.key)
-	_, err = a.drop(e)
-	return err
+	if _, err := a.drop(e); err != nil {
+		return err
+	}
+	return a.shadow(e, e.Body)
 }
 
 func (a *applier) upload(e *disk.Entry) error {
@@ -304,7 +338,10 @@ func (a *applier) abort(e *disk.Entry) error {
 	if err != nil {
 		return err
 	}
-	return a.endUpload(r.bucket, r.key, r.version)
+	if err := a.endUpload(r.bucket, r.key, r.version); err != nil {
+		return err
+	}
+	return a.shadow(e, e.Body)
 }
 
 // endUpload drops an upload and its parts. Parts that a completed object uses are counted again as the object's.
@@ -312,17 +349,19 @@ func (a *applier) endUpload(bucket uint64, key string, id id16) (err error) {
 	a.key = index.UploadKey(a.key[:0], bucket, key, id)
 	v, ok, err := a.batch.Get(a.key, a.val[:0])
 	a.val = v
-	if err != nil || !ok {
+	if err != nil {
 		return err
 	}
-	if err := a.account(v, -1); err != nil {
-		return err
+	if ok {
+		if err := account(a.batch, a.key, v, -1); err != nil {
+			return err
+		}
+		a.batch.Delete(a.key)
 	}
-	a.batch.Delete(a.key)
 	it := a.batch.Iter(index.PartRange(id))
 	defer func() { err = errors.Join(err, it.Close()) }()
 	for ok := it.Seek(nil); ok; ok = it.Next() {
-		if err := a.account(it.Value(), -1); err != nil {
+		if err := account(a.batch, it.Key(), it.Value(), -1); err != nil {
 			return err
 		}
 		a.batch.Delete(it.Key())
@@ -330,16 +369,11 @@ func (a *applier) endUpload(bucket uint64, key string, id id16) (err error) {
 	return nil
 }
 
-// part puts a part of an upload that has not ended.
+// part puts a part. Its upload may come later in the log, if compaction moved that record and not yet this one. A part whose upload
+// has ended does not stay: what ended the upload lies behind all records of its parts.
 func (a *applier) part(e *disk.Entry) error {
 	r, err := decodeUploadPart(e.Body)
 	if err != nil {
-		return err
-	}
-	a.key = index.UploadKey(a.key[:0], r.bucket, r.key, r.upload)
-	v, ok, err := a.batch.Get(a.key, a.val[:0])
-	a.val = v
-	if err != nil || !ok {
 		return err
 	}
 	a.key = index.PartKey(a.key[:0], r.upload, uint16(r.part.number))
@@ -370,10 +404,13 @@ func (a *applier) bucketDelete(e *disk.Entry) error {
 	}
 	a.key = index.BucketKey(a.key[:0], r.name)
 	done, err := a.drop(e)
+	if err != nil {
+		return err
+	}
 	if done {
 		a.buckets = append(a.buckets, bucketChange{remove: r.name})
 	}
-	return err
+	return a.shadow(e, e.Body)
 }
 
 func (a *applier) config(e *disk.Entry) error {
@@ -382,10 +419,12 @@ func (a *applier) config(e *disk.Entry) error {
 		return err
 	}
 	a.key = index.ConfigKey(a.key[:0], r.name)
-	if r.value == nil {
-		_, err = a.drop(e)
-	} else {
+	if r.value != nil {
 		_, err = a.put(e)
+		return err
 	}
-	return err
+	if _, err := a.drop(e); err != nil {
+		return err
+	}
+	return a.shadow(e, e.Body)
 }

@@ -125,6 +125,8 @@ type bodySpec struct {
 	algo   Algo // checksum that is stored
 	claim  Algo // another checksum that the client wants checked, or AlgoNone
 	key    *[32]byte
+	// reserved bodies may take space that is kept for compaction.
+	reserved bool
 }
 
 // sealedBody is a body that is durable, or lies in data to become durable with its record.
@@ -134,9 +136,12 @@ type sealedBody struct {
 	data   []byte
 	sums   Sums     // with the checksum that the client wants checked
 	stored Checksum // the one that is stored
+	pinned stripeSet
 }
 
+// release gives up memory and pins, once the record that names the body was appended or never will be.
 func (b *sealedBody) release() {
+	b.pinned.unpin()
 	if b.slab != nil {
 		slabs.Put(b.slab)
 		b.slab, b.data = nil, nil
@@ -268,7 +273,7 @@ func (w *sealer) bulk(ctx context.Context, out *sealedBody) (err error) {
 		defer wg.Wait()
 		defer close(queue)
 	}
-	sw := stripes{ctx: ctx, log: log, hold: w.s.opt.stripeHold}
+	sw := stripes{ctx: ctx, log: log, hold: w.s.opt.stripeHold, reserved: w.spec.reserved, done: stripeSet{log: log}}
 	defer sw.abort()
 	for i := int64(0); ; i++ {
 		if err := w.src.fill(2); err != nil {
@@ -298,8 +303,24 @@ func (w *sealer) bulk(ctx context.Context, out *sealedBody) (err error) {
 			return err
 		}
 	}
-	out.stream.stripes, err = sw.finish()
-	return err
+	if out.pinned, err = sw.finish(); err != nil {
+		return err
+	}
+	out.stream.stripes = out.pinned.stripes
+	return nil
+}
+
+// stripeSet is stripes that no record names yet. Each pins its band.
+type stripeSet struct {
+	log     Log
+	stripes []disk.Stripe
+}
+
+func (s *stripeSet) unpin() {
+	for _, st := range s.stripes {
+		s.log.Unpin(st.Band)
+	}
+	s.stripes = nil
 }
 
 // maxFlying is how many stripes of one stream may be on their way to the disks while the next is filled: with two, the disks
@@ -313,9 +334,10 @@ const stripeHold = 10 * time.Second
 // stripes writes the slots of one stream to bulk stripes: one is filled while at most maxFlying are on their way to the disks. A stripe
 // that is not full after the hold time is committed as it is, also while its stream waits for the client.
 type stripes struct {
-	ctx  context.Context
-	log  Log
-	hold time.Duration
+	ctx      context.Context
+	log      Log
+	hold     time.Duration
+	reserved bool // may take space that is kept for compaction
 
 	// mu guards all below. The stream's goroutine holds it for whole calls, and the timer of a stripe while it launches it: neither has
 	// anything else to do meanwhile. It is not held while the stream waits for its client.
@@ -329,7 +351,7 @@ type stripes struct {
 	timer   *time.Timer  // of w
 	timers  sync.WaitGroup
 	err     error // of a launch by the timer
-	done    []disk.Stripe
+	done    stripeSet
 	flying  []chan committed // oldest first
 }
 
@@ -370,7 +392,11 @@ func (s *stripes) begin(left int64) error {
 		full := (left + n - 1) / n
 		n = (left + full - 1) / full
 	}
-	w, err := s.log.NewStripe(s.ctx, int(n))
+	newStripe := s.log.NewStripe
+	if s.reserved {
+		newStripe = s.log.NewReservedStripe
+	}
+	w, err := newStripe(s.ctx, int(n))
 	if err != nil {
 		return err
 	}
@@ -444,32 +470,34 @@ func (s *stripes) land() error {
 	if c.err != nil {
 		return fmt.Errorf("write stripe: %w", c.err)
 	}
-	s.done = append(s.done, c.stripe)
+	s.done.stripes = append(s.done.stripes, c.stripe)
 	return nil
 }
 
 // finish makes all segments durable and returns where they are.
-func (s *stripes) finish() ([]disk.Stripe, error) {
+func (s *stripes) finish() (stripeSet, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.err != nil {
-		return nil, s.err
+		return stripeSet{}, s.err
 	}
 	if s.w != nil {
 		if err := s.launch(); err != nil {
-			return nil, err
+			return stripeSet{}, err
 		}
 	}
 	for len(s.flying) > 0 {
 		if err := s.land(); err != nil {
-			return nil, err
+			return stripeSet{}, err
 		}
 	}
-	return s.done, nil
+	done := s.done
+	s.done.stripes = nil
+	return done, nil
 }
 
-// abort ends what finish did not: it gives the memory back. Stripes already committed are garbage that no record names. It comes last,
-// after finish as well, and waits for a timer that may still run.
+// abort ends what finish did not: it gives memory and pins back. Stripes already committed are garbage that no record names. It comes
+// last, after finish as well, and waits for a timer that may still run.
 func (s *stripes) abort() {
 	s.mu.Lock()
 	s.stopTimer()
@@ -478,9 +506,12 @@ func (s *stripes) abort() {
 		s.w = nil
 	}
 	for _, landed := range s.flying {
-		<-landed
+		if c := <-landed; c.err == nil {
+			s.done.stripes = append(s.done.stripes, c.stripe)
+		}
 	}
 	s.flying = nil
+	s.done.unpin()
 	s.mu.Unlock()
 	s.timers.Wait()
 }

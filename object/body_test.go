@@ -63,7 +63,7 @@ func TestStripeHold(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if d := cmp.Diff(c.want, segmentsOf(done)); d != "" {
+				if d := cmp.Diff(c.want, segmentsOf(done.stripes)); d != "" {
 					t.Error(d)
 				}
 			})
@@ -85,7 +85,7 @@ func TestStripeHoldFilling(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if done, err := s.finish(); err != nil || len(done) != 2 {
+		if done, err := s.finish(); err != nil || len(done.stripes) != 2 {
 			t.Errorf("stripes %+v, %v", done, err)
 		}
 	})

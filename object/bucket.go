@@ -28,6 +28,18 @@ func (t *bucketTable) get(name string) *bucketRecord {
 	return t.byName[name]
 }
 
+// byID looks through all buckets.
+func (t *bucketTable) byID(id uint64) *bucketRecord {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	for _, b := range t.byName {
+		if b.id == id {
+			return b
+		}
+	}
+	return nil
+}
+
 func (t *bucketTable) len() int {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
@@ -123,8 +135,8 @@ func (b *bucketRecord) bucket() Bucket {
 // CreateBucket makes a bucket with b's Owner, Region and Encryption. If the name is taken it answers ErrBucketExists and the
 // bucket that has it.
 func (s *Store) CreateBucket(ctx context.Context, name string, b Bucket) (Bucket, error) {
-	if _, err := s.disk(); err != nil {
-		return Bucket{}, err
+	if err := s.admit(ctx); err != nil {
+		return Bucket{}, fmt.Errorf("create bucket %q: %w", name, err)
 	}
 	l := s.locks.bucket(name)
 	l.Lock()

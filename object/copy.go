@@ -7,6 +7,9 @@ import (
 
 // Copy makes a new object of another's body, which streams through: opened with the old keys, sealed with fresh ones.
 func (s *Store) Copy(ctx context.Context, src CopySource, bucket, key string, o CopyOptions) (Object, error) {
+	if err := s.admit(ctx); err != nil {
+		return Object{}, fmt.Errorf("copy object %q to %q: %w", src.Key, key, err)
+	}
 	obj, err := s.copy(ctx, &src, bucket, key, &o)
 	if err != nil {
 		return Object{}, fmt.Errorf("copy object %q to %q: %w", src.Key, key, err)
@@ -22,6 +25,7 @@ func (s *Store) openSource(ctx context.Context, src *CopySource) (*reader, error
 	}
 	r, err := s.newReader(ctx, f, GetOptions{SSE: src.SSE, Range: src.Range})
 	if err != nil {
+		f.unpin()
 		return nil, fmt.Errorf("source: %w", err)
 	}
 	if src.Check != nil {
@@ -77,6 +81,9 @@ func (s *Store) copy(ctx context.Context, src *CopySource, bucket, key string, o
 
 // CopyPart stores a part that is copied from an object or a range of it.
 func (s *Store) CopyPart(ctx context.Context, src CopySource, bucket, key, id string, number int, o PartOptions) (Part, error) {
+	if err := s.admit(ctx); err != nil {
+		return Part{}, fmt.Errorf("copy %q to part %d of %q: %w", src.Key, number, key, err)
+	}
 	p, err := s.copyPart(ctx, &src, bucket, key, id, number, &o)
 	if err != nil {
 		return Part{}, fmt.Errorf("copy %q to part %d of %q: %w", src.Key, number, key, err)

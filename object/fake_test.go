@@ -5,11 +5,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"coffer/disk"
 	"coffer/hw"
@@ -21,11 +24,16 @@ import (
 type memLog struct {
 	state    disk.State
 	segments int // per bulk stripe
+	bandSize int // bytes of packed data in a band
+	pressure chan struct{}
 
 	mu      sync.Mutex // guards all below
-	seq     uint64
-	band    uint64
+	bands   map[uint64]*memBand
+	last    uint64 // highest number of a band
+	packing uint64 // open packed band, 0: none
+	bulking uint64 // open bulk band
 	off     uint32
+	stripe  uint64 // last one
 	queue   []*memRequest
 	busy    bool
 	history []memStripe
@@ -33,10 +41,20 @@ type memLog struct {
 	bulk    map[disk.Stripe][]byte
 	rotten  map[disk.Stripe]map[int]bool // segments whose first read gives wrong bytes
 	lost    map[disk.Stripe]map[int]bool // beyond repair as well
+	torn    map[uint64]bool              // packed stripes that cannot be read
 	badLoc  bool                         // packed reads give wrong bytes at first
+	written int64                        // bytes
 
-	failAppend, failCommit, failStripe atomic.Pointer[error]
-	segmentsRead, repairs, views       atomic.Int64
+	failAppend, failCommit, failStripe, failFree atomic.Pointer[error]
+	appends                                      atomic.Int64 // how many succeed before failAppend
+	relieved                                     atomic.Pointer[chan struct{}]
+	segmentsRead, repairs, views                 atomic.Int64
+}
+
+type memBand struct {
+	disk.Band
+	pins    int
+	stripes int
 }
 
 type memStripe struct {
@@ -51,15 +69,14 @@ type memRequest struct {
 	done chan struct{}
 }
 
-const memBandSize = 1 << 20 // bytes of packed data in a band
-
 func newMemLog(state disk.State, segments int) *memLog {
-	return &memLog{state: state, segments: segments, band: 1, packed: map[disk.Loc][]byte{}, bulk: map[disk.Stripe][]byte{},
+	return &memLog{state: state, segments: segments, bandSize: 1 << 20, pressure: make(chan struct{}, 1), bands: map[uint64]*memBand{},
+		packed: map[disk.Loc][]byte{}, bulk: map[disk.Stripe][]byte{}, torn: map[uint64]bool{},
 		rotten: map[disk.Stripe]map[int]bool{}, lost: map[disk.Stripe]map[int]bool{}}
 }
 
 func (l *memLog) Append(_ context.Context, r disk.Record) (uint64, error) {
-	if e := l.failAppend.Load(); e != nil {
+	if e := l.failAppend.Load(); e != nil && l.appends.Add(-1) < 0 {
 		return 0, *e
 	}
 	if len(r.Body) > disk.MaxBody || len(r.Data) > disk.MaxPacked {
@@ -85,31 +102,60 @@ func (l *memLog) Append(_ context.Context, r disk.Record) (uint64, error) {
 			close(b.done)
 		}
 		l.mu.Lock()
+		l.bands[st.pos.Band].pins--
 	}
 	l.busy = false
 	l.mu.Unlock()
 	return q.seq, q.err
 }
 
-// cut makes a stripe of records; mu is held.
-func (l *memLog) cut(batch []*memRequest) memStripe {
-	if l.off > memBandSize {
-		l.band, l.off = l.band+2, 0
+// open opens a band in place of an old one; mu is held.
+func (l *memLog) open(old uint64, bulk bool) uint64 {
+	if b := l.bands[old]; b != nil {
+		b.Closed = true
 	}
-	st := memStripe{pos: disk.Position{Stripe: uint64(len(l.history) + 1), Band: l.band, Off: l.off}}
+	l.last++
+	size := int64(l.bandSize)
+	if bulk {
+		size = int64(4 * l.segments * seal.SegmentSize)
+	}
+	l.bands[l.last] = &memBand{Band: disk.Band{Num: l.last, Bulk: bulk, Opened: time.Now(), Size: size}}
+	return l.last
+}
+
+// roll closes the open bands, as a restart does.
+func (l *memLog) roll() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, b := range l.bands {
+		b.Closed = true
+	}
+	l.packing, l.bulking = 0, 0
+}
+
+// cut makes a stripe of records; mu is held. Its band stays until they are applied.
+func (l *memLog) cut(batch []*memRequest) memStripe {
+	if l.packing == 0 || int(l.off) > l.bandSize {
+		l.packing, l.off = l.open(l.packing, false), 0
+	}
+	l.stripe++
+	l.bands[l.packing].pins++
+	st := memStripe{pos: disk.Position{Stripe: l.stripe, Band: l.packing, Off: l.off}}
 	start := uint32(0)
-	for _, b := range batch {
-		l.seq++
-		b.seq = l.seq
-		e := disk.Entry{Seq: l.seq, Body: bytes.Clone(b.rec.Body)}
+	for i, b := range batch {
+		if b.seq = b.rec.Seq; b.seq == 0 {
+			b.seq = l.stripe<<16 | uint64(i)
+		}
+		e := disk.Entry{Seq: b.seq, Body: bytes.Clone(b.rec.Body)}
 		if len(b.rec.Data) > 0 {
-			e.Data = disk.Loc{Band: l.band, Off: l.off, Start: start, Len: uint32(len(b.rec.Data))}
+			e.Data = disk.Loc{Band: l.packing, Off: l.off, Start: start, Len: uint32(len(b.rec.Data))}
 			l.packed[e.Data] = bytes.Clone(b.rec.Data)
 		}
 		start += uint32(len(b.rec.Data) + len(b.rec.Body))
 		st.entries = append(st.entries, e)
 	}
 	l.off += start + 1
+	l.written += int64(start)
 	l.history = append(l.history, st)
 	return st
 }
@@ -124,6 +170,10 @@ func (l *memLog) NewStripe(ctx context.Context, n int) (StripeWriter, error) {
 		return nil, *e
 	}
 	return &memWriter{l: l, mem: bytes.Repeat([]byte{0xaa}, n*seal.SegmentSize)}, ctx.Err()
+}
+
+func (l *memLog) NewReservedStripe(ctx context.Context, n int) (StripeWriter, error) {
+	return l.NewStripe(ctx, n)
 }
 
 type memWriter struct {
@@ -147,31 +197,54 @@ func (w *memWriter) Commit(ctx context.Context) (disk.Stripe, error) {
 	if e := w.l.failCommit.Load(); e != nil {
 		return disk.Stripe{}, *e
 	}
+	if err := ctx.Err(); err != nil {
+		return disk.Stripe{}, err
+	}
 	l := w.l
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	s := disk.Stripe{Band: 2 + uint64(len(l.bulk)/4)*2, Off: uint32(len(l.bulk) + 1), Data: 2, Segments: uint16(w.sealed)}
+	if l.bulking == 0 || l.bands[l.bulking].stripes == 4 {
+		l.bulking = l.open(l.bulking, true)
+	}
+	b := l.bands[l.bulking]
+	b.pins++
+	b.stripes++
+	s := disk.Stripe{Band: b.Num, Off: uint32(b.stripes), Data: 2, Segments: uint16(w.sealed)}
 	l.bulk[s] = w.mem[:w.sealed*seal.SegmentSize]
-	return s, ctx.Err()
+	l.written += int64(w.sealed * seal.SegmentSize)
+	return s, nil
 }
 
 type memView struct {
 	l      *memLog
+	band   uint64
 	stripe disk.Stripe
 	first  int
 	loc    disk.Loc
 	mem    [][]byte
 }
 
+// view makes a view of a band, which it pins; mu is held.
+func (l *memLog) view(band uint64, v memView) (View, error) {
+	b := l.bands[band]
+	if b == nil {
+		return nil, fmt.Errorf("band %d: %w", band, disk.ErrGone)
+	}
+	b.pins++
+	l.views.Add(1)
+	v.l, v.band = l, band
+	return &v, nil
+}
+
 func (l *memLog) ReadStripe(_ context.Context, s disk.Stripe, first, n int) (View, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	mem, ok := l.bulk[s]
-	if !ok || first < 0 || n < 1 || first+n > int(s.Segments) {
+	if l.bands[s.Band] != nil && (!ok || first < 0 || n < 1 || first+n > int(s.Segments)) {
 		return nil, fmt.Errorf("read %+v %d+%d: %w", s, first, n, disk.ErrCorrupt)
 	}
-	v := &memView{l: l, stripe: s, first: first}
-	for i := range n {
+	v := memView{stripe: s, first: first}
+	for i := 0; ok && i < n; i++ {
 		seg := bytes.Clone(mem[(first+i)*seal.SegmentSize : (first+i+1)*seal.SegmentSize])
 		if l.rotten[s][first+i] || l.lost[s][first+i] {
 			seg[rand.IntN(17)] ^= 0x40
@@ -179,27 +252,39 @@ func (l *memLog) ReadStripe(_ context.Context, s disk.Stripe, first, n int) (Vie
 		v.mem = append(v.mem, seg)
 	}
 	l.segmentsRead.Add(int64(n))
-	l.views.Add(1)
-	return v, nil
+	return l.view(s.Band, v)
+}
+
+func (l *memLog) ReadVerified(_ context.Context, s disk.Stripe) (View, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	mem, ok := l.bulk[s]
+	if len(l.lost[s]) > 0 || (!ok && l.bands[s.Band] != nil) {
+		return nil, fmt.Errorf("read %+v: %w", s, disk.ErrCorrupt)
+	}
+	return l.view(s.Band, memView{stripe: s, mem: slices.Collect(slices.Chunk(bytes.Clone(mem), seal.SegmentSize))})
 }
 
 func (l *memLog) ReadPacked(_ context.Context, loc disk.Loc) (View, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	mem, ok := l.packed[loc]
-	if !ok {
+	if !ok && l.bands[loc.Band] != nil {
 		return nil, fmt.Errorf("read %+v: %w", loc, disk.ErrCorrupt)
 	}
 	mem = bytes.Clone(mem)
 	if l.badLoc {
 		mem[0] ^= 1
 	}
-	l.views.Add(1)
-	return &memView{l: l, loc: loc, mem: [][]byte{mem}}, nil
+	return l.view(loc.Band, memView{loc: loc, mem: [][]byte{mem}})
 }
 
 func (v *memView) Bytes(i int) []byte { return v.mem[i] }
-func (v *memView) Release()           { v.l.views.Add(-1) }
+
+func (v *memView) Release() {
+	v.l.views.Add(-1)
+	v.l.Unpin(v.band)
+}
 
 func (v *memView) Repair(_ context.Context, i int, check func([]byte) error) error {
 	v.l.repairs.Add(1)
@@ -217,6 +302,155 @@ func (v *memView) Repair(_ context.Context, i int, check func([]byte) error) err
 	}
 	v.mem[i] = bytes.Clone(good)
 	return check(v.mem[i])
+}
+
+func (l *memLog) Pin(band uint64) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	b := l.bands[band]
+	if b != nil {
+		b.pins++
+	}
+	return b != nil
+}
+
+func (l *memLog) Unpin(band uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.bands[band].pins--; l.bands[band].pins < 0 {
+		panic("band unpinned more often than pinned")
+	}
+}
+
+// pins counts all of them.
+func (l *memLog) pins() (n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, b := range l.bands {
+		n += b.pins
+	}
+	return n
+}
+
+func (l *memLog) Pinned(band uint64) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.bands[band] != nil && l.bands[band].pins > 0
+}
+
+func (l *memLog) CanFree(band uint64) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.bands[band] != nil
+}
+
+func (l *memLog) Bands() (list []disk.Band) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, num := range slices.Sorted(maps.Keys(l.bands)) {
+		list = append(list, l.bands[num].Band)
+	}
+	return list
+}
+
+func (l *memLog) EachRecord(_ context.Context, band uint64, fn func(disk.Entry, []byte) error) (r disk.StripeRange, err error) {
+	if !l.Pin(band) {
+		return r, disk.ErrGone
+	}
+	defer l.Unpin(band)
+	l.mu.Lock()
+	history := slices.Clone(l.history)
+	l.mu.Unlock()
+	for _, st := range history {
+		if st.pos.Band != band {
+			continue
+		}
+		if r.To = st.pos.Stripe; r.From == 0 {
+			r.From = r.To
+		}
+		if l.torn[st.pos.Stripe] {
+			err = fmt.Errorf("stripe %d: %w", st.pos.Stripe, disk.ErrCorrupt)
+			continue
+		}
+		for _, e := range st.entries {
+			l.mu.Lock()
+			data := bytes.Clone(l.packed[e.Data])
+			l.mu.Unlock()
+			e.Body = bytes.Clone(e.Body)
+			if err := fn(e, data); err != nil {
+				return r, err
+			}
+			clear(e.Body) // valid during the call only
+			clear(data)
+		}
+	}
+	return r, err
+}
+
+// Free forgets a band and all in it: what still refers to it fails.
+func (l *memLog) Free(_ context.Context, band uint64) error {
+	if e := l.failFree.Load(); e != nil {
+		return *e
+	}
+	freed, err := l.state.Freed()
+	if err != nil {
+		return err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	b := l.bands[band]
+	if b == nil {
+		return disk.ErrGone
+	}
+	if !b.Closed || b.pins > 0 {
+		return disk.ErrBusy
+	}
+	for _, st := range l.history {
+		n := st.pos.Stripe
+		if st.pos.Band == band && !slices.ContainsFunc(freed, func(r disk.StripeRange) bool { return r.From <= n && n <= r.To }) {
+			return fmt.Errorf("stripe %d is not recorded as freed", n)
+		}
+	}
+	delete(l.bands, band)
+	l.history = slices.DeleteFunc(slices.Clone(l.history), func(st memStripe) bool { return st.pos.Band == band })
+	maps.DeleteFunc(l.packed, func(loc disk.Loc, _ []byte) bool { return loc.Band == band })
+	maps.DeleteFunc(l.bulk, func(s disk.Stripe, _ []byte) bool { return s.Band == band })
+	return nil
+}
+
+func (l *memLog) Horizon() uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.history) == 0 {
+		return (l.stripe + 1) << 16
+	}
+	return l.history[0].pos.Stripe << 16
+}
+
+func (l *memLog) Admit(ctx context.Context) error { return ctx.Err() }
+func (l *memLog) Pressure() <-chan struct{}       { return l.pressure }
+
+func (l *memLog) Relieve(try func() bool) {
+	for try() {
+	}
+	if c := l.relieved.Swap(nil); c != nil {
+		close(*c)
+	}
+}
+
+// size is what lies in the log.
+func (l *memLog) size() (n int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for s := range l.bulk {
+		n += int64(s.Segments) * seal.SegmentSize
+	}
+	for _, st := range l.history {
+		for _, e := range st.entries {
+			n += int64(len(e.Body)) + int64(e.Data.Len)
+		}
+	}
+	return n
 }
 
 // fixture is a store on a memLog.
@@ -241,7 +475,7 @@ func testOptions(t testing.TB) Options {
 		t.Fatal(err)
 	}
 	t.Cleanup(keys.Close)
-	return Options{IndexDir: filepath.Join(t.TempDir(), "index"), Keys: keys, Crypto: e}
+	return Options{IndexDir: filepath.Join(t.TempDir(), "index"), Keys: keys, Crypto: e, CompactEvery: time.Hour, CompactRate: 1 << 50}
 }
 
 // newFixture makes a store with bucket "b".
@@ -283,6 +517,9 @@ func (f *fixture) reopen(rebuild bool) {
 	}
 	if rebuild && pos != (disk.Position{}) {
 		f.t.Fatalf("position after rebuild: %+v", pos)
+	}
+	if pos.Stripe > 0 && !slices.ContainsFunc(f.log.history, func(st memStripe) bool { return st.pos == pos }) {
+		f.t.Fatalf("the index is at stripe %d, which is gone", pos.Stripe)
 	}
 	for _, st := range f.log.history {
 		if st.pos.Stripe > pos.Stripe {

@@ -13,23 +13,63 @@ import (
 // maxManifest bounds what is read into memory to find the parts of one object: enough for 10,000 parts of 5 GiB.
 const maxManifest = 256 << 20
 
+// maxLookups bounds how often an object is looked up again because compaction moved it before its bands were pinned.
+const maxLookups = 100
+
 // found is a stored object and where its record says its data is.
 type found struct {
 	b   *bucketRecord
 	rec *objectRecord
 	loc disk.Loc
+
+	log  Log
+	pins []bandBytes // bands that the data lies in: they stay until unpin
 }
 
-// find looks an object up.
+// find looks an object up and pins its data.
 func (s *Store) find(bucket, key string) (f found, err error) {
 	if f.b, err = s.lookup(bucket); err != nil {
 		return f, err
 	}
-	f.rec, f.loc, err = s.loadObject(f.b.id, key, depthAll)
-	if err != nil {
-		return f, fmt.Errorf("object %q in bucket %q: %w", key, bucket, orNoSuchKey(err))
+	if f.log, err = s.disk(); err != nil {
+		return f, err
 	}
-	return f, nil
+	for range maxLookups {
+		if f.rec, f.loc, err = s.loadObject(f.b.id, key, depthAll); err != nil {
+			return f, fmt.Errorf("object %q in bucket %q: %w", key, bucket, orNoSuchKey(err))
+		}
+		if f.pin() {
+			return f, nil
+		}
+	}
+	return f, fmt.Errorf("object %q in bucket %q: lies in a band that is gone: %w", key, bucket, ErrCorrupt)
+}
+
+// pin keeps the bands from being freed that the object's data lies in. It is false when one is gone: then the data was moved since
+// the record was looked up, or deleted.
+func (f *found) pin() bool {
+	var bands []bandBytes
+	if f.loc.IsZero() {
+		bands = f.rec.content.bands()
+	} else {
+		bands = []bandBytes{{band: f.loc.Band}}
+	}
+	for i, b := range bands {
+		if !f.log.Pin(b.band) {
+			f.pins = bands[:i]
+			f.unpin()
+			return false
+		}
+	}
+	f.pins = bands
+	return true
+}
+
+func (f *found) unpin() {
+	for _, b := range f.pins {
+		f.log.Unpin(b.band)
+	}
+	f.pins = nil
 }
 
 // object is the record as callers see it.
@@ -60,6 +100,7 @@ func (s *Store) Head(ctx context.Context, bucket, key string, o GetOptions) (Obj
 	if err != nil {
 		return Object{}, err
 	}
+	defer f.unpin()
 	dataKey, err := s.objectKey(f.b, f.rec, o.SSE)
 	clear(dataKey[:])
 	if err != nil && !errors.Is(err, ErrKeyRequired) {
@@ -82,18 +123,16 @@ func (s *Store) Get(ctx context.Context, bucket, key string, o GetOptions) (Read
 	}
 	r, err := s.newReader(ctx, f, o)
 	if err != nil {
+		f.unpin()
 		return nil, fmt.Errorf("get object %q: %w", key, err)
 	}
 	s.stats.gets.Add(1)
 	return r, nil
 }
 
-func (s *Store) newReader(ctx context.Context, f found, o GetOptions) (*reader, error) {
-	log, err := s.disk()
-	if err != nil {
-		return nil, err
-	}
-	r := &reader{s: s, ctx: ctx, log: log, rec: f.rec, loc: f.loc}
+// newReader returns a reader that takes the pins over, unless it fails.
+func (s *Store) newReader(ctx context.Context, f found, o GetOptions) (_ *reader, err error) {
+	r := &reader{s: s, ctx: ctx, found: f}
 	if r.key, err = s.objectKey(f.b, f.rec, o.SSE); err != nil {
 		return nil, err
 	}
@@ -162,16 +201,13 @@ func (s *Store) loadManifest(ctx context.Context, f found) error {
 	if m.size > maxManifest {
 		return wrap(fmt.Errorf("%d bytes: %w", m.size, ErrCorrupt))
 	}
-	log, err := s.disk()
-	if err != nil {
-		return err
-	}
 	var buf aadBuf
 	key, err := s.unwrapByBucket(f.b, m.epoch, m.wrapped, identityAAD(buf[:0], labelManifest, f.rec.bucket, f.rec.version, f.rec.key))
 	if err != nil {
 		return wrap(corrupt(err))
 	}
-	r := &reader{s: s, ctx: ctx, log: log, rec: f.rec, key: key, obj: Object{Key: f.rec.key}, n: m.size}
+	f.pins = nil // this reader leaves them to the caller
+	r := &reader{s: s, ctx: ctx, found: f, key: key, obj: Object{Key: f.rec.key}, n: m.size}
 	clear(key[:])
 	r.plan = plan{spans: append(r.one[:0], span{stream: &m.stream, to: m.size}), next: -1}
 	defer r.Close()
@@ -188,29 +224,30 @@ func (s *Store) loadManifest(ctx context.Context, f found) error {
 	return nil
 }
 
-// sealManifest moves a content that is too large for a record into bulk.
-func (s *Store) sealManifest(ctx context.Context, b *bucketRecord, r *objectRecord) error {
+// sealManifest moves a content that is too large for a record into bulk, or into space kept for compaction. What it returns is
+// released when the record was appended.
+func (s *Store) sealManifest(ctx context.Context, b *bucketRecord, r *objectRecord, reserved bool) (body sealedBody, err error) {
 	enc := appendContent(nil, &r.content)
 	if len(enc) > maxManifest {
-		return fmt.Errorf("manifest of %d bytes: %w", len(enc), ErrTooLarge)
+		return body, fmt.Errorf("manifest of %d bytes: %w", len(enc), ErrTooLarge)
 	}
 	var key [32]byte
 	randomKey(&key)
 	defer clear(key[:])
-	spec := bodySpec{size: int64(len(enc)), limit: maxManifest, key: &key}
-	body, err := s.sealBody(ctx, newBytesReader(enc), &spec)
-	if err != nil {
-		return fmt.Errorf("write manifest: %w", err)
+	spec := bodySpec{size: int64(len(enc)), limit: maxManifest, key: &key, reserved: reserved}
+	if body, err = s.sealBody(ctx, newBytesReader(enc), &spec); err != nil {
+		return body, fmt.Errorf("write manifest: %w", err)
 	}
 	m := &manifest{stream: body.stream}
 	var buf aadBuf
 	if m.epoch, m.wrapped, err = s.wrapByBucket(b, &key, identityAAD(buf[:0], labelManifest, r.bucket, r.version, r.key)); err != nil {
-		return err
+		body.release()
+		return body, err
 	}
 	m.bands = r.content.bands()
 	for _, st := range m.stripes {
 		m.bands = addBand(m.bands, st.Band, int64(st.Segments)*seal.SegmentSize)
 	}
 	r.content = content{manifest: m}
-	return nil
+	return body, nil
 }

@@ -3,6 +3,8 @@ package object
 import (
 	"hash/maphash"
 	"sync"
+
+	"coffer/object/internal/index"
 )
 
 // Numbers of lock stripes. Two names that share a stripe only wait for each other; with as many key stripes that is rare even
@@ -46,4 +48,45 @@ func (l *locks) bucket(name string) *sync.RWMutex {
 
 func (l *locks) upload(id id16) *sync.RWMutex {
 	return &l.uploads[maphash.Bytes(l.seed, id[:])%uploadStripes]
+}
+
+// entry takes what orders the log's records of an index entry. For an object the lock of its key is enough, as a bucket with an object
+// in it is not deleted; a shadow has no order to keep.
+func (l *locks) entry(key []byte) (unlock func(), err error) {
+	var name string
+	var bucket uint64
+	var id index.UploadID
+	var number uint16
+	switch index.KindOf(key) {
+	case index.KindObject:
+		if bucket, name, err = index.ParseObjectKey(key); err == nil {
+			return locked(l.key(bucket, name)), nil
+		}
+	case index.KindConfig:
+		if name, err = index.ParseConfigKey(key); err == nil {
+			return locked(l.key(0, name)), nil
+		}
+	case index.KindBucket:
+		if name, err = index.ParseBucketKey(key); err == nil {
+			return locked(l.bucket(name).RLocker()), nil
+		}
+	case index.KindUpload:
+		if _, _, id, err = index.ParseUploadKey(key); err == nil {
+			return locked(l.upload(id)), nil
+		}
+	case index.KindPart:
+		if id, number, err = index.ParsePartKey(key); err == nil {
+			upload := locked(l.upload(id).RLocker())
+			part := locked(l.part(id, int(number)))
+			return func() { part(); upload() }, nil
+		}
+	default:
+		return func() {}, nil
+	}
+	return nil, err
+}
+
+func locked(l sync.Locker) (unlock func()) {
+	l.Lock()
+	return l.Unlock
 }

@@ -15,6 +15,26 @@ type Log interface {
 	NewStripe(ctx context.Context, segments int) (StripeWriter, error)
 	ReadStripe(ctx context.Context, s disk.Stripe, first, n int) (View, error)
 	ReadPacked(ctx context.Context, l disk.Loc) (View, error)
+	// Pin keeps a band from being freed until Unpin; it is false when the band is gone. A stripe that was committed comes with its
+	// band pinned once.
+	Pin(band uint64) bool
+	Unpin(band uint64)
+	// Admit waits for room for new data. It comes before any lock or pin that compaction might wait for.
+	Admit(ctx context.Context) error
+
+	// The rest is for compaction.
+
+	Bands() []disk.Band
+	// Pinned may rise again for a closed band, but not by a stripe that no record names yet.
+	Pinned(band uint64) bool
+	CanFree(band uint64) bool
+	EachRecord(ctx context.Context, band uint64, fn func(e disk.Entry, data []byte) error) (disk.StripeRange, error)
+	ReadVerified(ctx context.Context, s disk.Stripe) (View, error)
+	NewReservedStripe(ctx context.Context, segments int) (StripeWriter, error)
+	Free(ctx context.Context, band uint64) error
+	Horizon() uint64
+	Pressure() <-chan struct{}
+	Relieve(try func() bool)
 }
 
 // StripeWriter is a bulk stripe being filled: see disk.StripeWriter.
@@ -44,6 +64,22 @@ func (l arrayLog) NewStripe(ctx context.Context, segments int) (StripeWriter, er
 		return nil, err
 	}
 	return w, nil
+}
+
+func (l arrayLog) NewReservedStripe(ctx context.Context, segments int) (StripeWriter, error) {
+	w, err := l.Array.NewReservedStripe(ctx, segments)
+	if err != nil {
+		return nil, err
+	}
+	return w, nil
+}
+
+func (l arrayLog) ReadVerified(ctx context.Context, s disk.Stripe) (View, error) {
+	v, err := l.Array.ReadVerified(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	return v, nil
 }
 
 func (l arrayLog) ReadStripe(ctx context.Context, s disk.Stripe, first, n int) (View, error) {

@@ -33,6 +33,9 @@ func (r *uploadRecord) public(bucket string) Upload {
 
 // CreateUpload begins a multipart upload.
 func (s *Store) CreateUpload(ctx context.Context, bucket, key string, o UploadOptions) (Upload, error) {
+	if err := s.admit(ctx); err != nil {
+		return Upload{}, fmt.Errorf("create upload of %q: %w", key, err)
+	}
 	r, b, err := s.newUpload(ctx, bucket, key, &o)
 	if err != nil {
 		return Upload{}, fmt.Errorf("create upload of %q: %w", key, err)
@@ -91,6 +94,9 @@ func (s *Store) findUpload(bucket, key, id string) (*bucketRecord, *uploadRecord
 
 // PutPart stores a part. A later part of the same number replaces it.
 func (s *Store) PutPart(ctx context.Context, bucket, key, id string, number int, body io.Reader, o PartOptions) (Part, error) {
+	if err := s.admit(ctx); err != nil {
+		return Part{}, fmt.Errorf("put part %d of %q: %w", number, key, err)
+	}
 	p, err := s.putPart(ctx, bucket, key, id, number, body, &o)
 	if err != nil {
 		return Part{}, fmt.Errorf("put part %d of %q: %w", number, key, err)
@@ -126,6 +132,7 @@ func (s *Store) putPart(ctx context.Context, bucket, key, id string, number int,
 	if err != nil {
 		return nil, err
 	}
+	defer sealed.release()
 	if o.Check != nil {
 		if err := o.Check(sealed.sums); err != nil {
 			return nil, err
@@ -204,6 +211,9 @@ func (s *Store) abort(ctx context.Context, b *bucketRecord, u *uploadRecord) err
 
 // CompleteUpload makes an object of the parts. Completing a finished upload again with the same parts answers its object.
 func (s *Store) CompleteUpload(ctx context.Context, bucket, key, id string, o CompleteOptions) (Object, error) {
+	if err := s.admit(ctx); err != nil {
+		return Object{}, fmt.Errorf("complete upload of %q: %w", key, err)
+	}
 	obj, err := s.complete(ctx, bucket, key, id, &o)
 	if err != nil {
 		return Object{}, fmt.Errorf("complete upload of %q: %w", key, err)
@@ -335,6 +345,7 @@ func (s *Store) completed(ctx context.Context, b *bucketRecord, key, id string, 
 	if err != nil {
 		return Object{}, err
 	}
+	defer f.unpin()
 	if f.rec.version != raw || f.rec.kind != kindComplete {
 		return Object{}, ErrNoSuchUpload
 	}

@@ -13,6 +13,7 @@ import (
 	"hash/crc32"
 	"io"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 
@@ -305,12 +306,13 @@ func TestManyParts(t *testing.T) {
 	// The parts need not be readable: their records alone make the manifest. The first is, and is what is read below.
 	first := f.part(u, 1, pattern(MinPartSize, 1), PartOptions{})
 	parts := []Part{first}
+	bands := slices.DeleteFunc(f.log.Bands(), func(b disk.Band) bool { return !b.Bulk })
 	for n := 2; n <= MaxParts; n++ {
 		p := uploadPart{bucket: rec.bucket, key: "k", upload: rec.id, part: partRecord{number: n, wrapped: make([]byte, 112),
 			etag: randomETag(), checksum: Checksum{Algo: AlgoCRC64NVME, Sum: make([]byte, 8)}}}
 		p.part.stream = stream{alg: 1, id: newID(), size: MinPartSize}
 		for range 14 {
-			p.part.stripes = append(p.part.stripes, disk.Stripe{Band: uint64(rand.IntN(5)), Off: uint32(n), Data: 2, Segments: 6})
+			p.part.stripes = append(p.part.stripes, disk.Stripe{Band: bands[rand.IntN(len(bands))].Num, Off: uint32(n), Data: 2, Segments: 6})
 		}
 		p.part.stripes[13].Segments = 3
 		if _, err := f.log.Append(t.Context(), disk.Record{Body: p.appendTo(nil)}); err != nil {

@@ -118,6 +118,9 @@ func (s *Store) begin(ctx context.Context, bucket, key string, sse SSE, cond Con
 
 // Put stores an object. Nothing is visible before it returns without error.
 func (s *Store) Put(ctx context.Context, bucket, key string, body io.Reader, o PutOptions) (Object, error) {
+	if err := s.admit(ctx); err != nil {
+		return Object{}, fmt.Errorf("put object %q: %w", key, err)
+	}
 	obj, err := s.put(ctx, bucket, key, body, &o)
 	if err != nil {
 		return Object{}, fmt.Errorf("put object %q: %w", key, err)
@@ -181,10 +184,13 @@ func bodyETag(m Mode, md5 []byte) etag {
 func (s *Store) commit(ctx context.Context, w *write, data []byte) error {
 	buf := bodies.Get().(*[]byte)
 	defer bodies.Put(buf)
-	if len(w.rec.content.parts) > 0 || len(w.rec.content.single.stripes) > maxInlineBody/32 {
+	var manifest sealedBody
+	defer manifest.release()
+	if len(w.rec.content.parts) > 0 || len(w.rec.content.single.stripes) > s.opt.inlineBody/32 {
 		// Only contents of many parts or stripes can be too large. They are moved away before any lock is taken.
-		if *buf = w.rec.appendTo((*buf)[:0]); len(*buf) > maxInlineBody {
-			if err := s.sealManifest(ctx, w.b, &w.rec); err != nil {
+		if *buf = w.rec.appendTo((*buf)[:0]); len(*buf) > s.opt.inlineBody {
+			var err error
+			if manifest, err = s.sealManifest(ctx, w.b, &w.rec, false); err != nil {
 				return err
 			}
 		}

@@ -79,13 +79,11 @@ type fetched struct {
 
 // reader implements Reader. It keeps the context of the Get that made it, because io.Reader has no place for one.
 type reader struct {
+	found
 	s      *Store
 	ctx    context.Context
-	log    Log
-	rec    *objectRecord
 	obj    Object
 	key    [32]byte // the object's
-	loc    disk.Loc // of packed data
 	off, n int64
 	one    [1]span // spans, when there is just one
 	plan   plan
@@ -163,6 +161,7 @@ func (r *reader) Close() error {
 		r.buf, r.plain = nil, nil
 	}
 	clear(r.key[:])
+	r.unpin()
 	return nil
 }
 

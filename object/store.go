@@ -43,9 +43,14 @@ type Options struct {
 	// write buffers, which others may keep while they wait to read: so all together must leave some of disk.Options.ArenaBytes/2.
 	// 0 means the default.
 	Copies int
-	Logger *slog.Logger // nil: discard
+	// CompactEvery is how often bands are looked for that are worth compacting; CompactRate is how many bytes a second are moved as long
+	// as nobody waits for space. 0 means the default.
+	CompactEvery time.Duration
+	CompactRate  int64
+	Logger       *slog.Logger // nil: discard
 
 	stripeHold time.Duration // tests: another than stripeHold
+	inlineBody int           // tests: largest record without a manifest; 0: maxInlineBody
 }
 
 // Store is the buckets and objects of one array. It implements disk.State: New opens the index, opening the array with the Store
@@ -68,10 +73,17 @@ type Store struct {
 	locks   locks
 	logger  *slog.Logger
 
-	applier   applier // of Apply, whose calls never overlap
-	stats     counters
-	copies    chan struct{} // holds one for each copy of a large body that runs
-	wake      chan struct{} // a checkpoint is due
+	writing sync.Mutex // held while a batch of the index is open: it takes one at a time
+	applier applier    // of Apply, whose calls never overlap
+	stats   counters
+	copies  chan struct{} // holds one for each copy of a large body that runs
+	wake    chan struct{} // a checkpoint is due
+
+	turn           chan struct{}   // capacity 1: held while bands are chosen, emptied and freed
+	damaged        map[uint64]bool // bands that cannot be emptied; guarded by turn
+	hurry          atomic.Bool     // writers wait for space: compaction keeps to no rate
+	lastCompaction atomic.Int64    // Unix ms
+
 	stop      context.CancelFunc
 	closeOnce sync.Once
 	wg        sync.WaitGroup
@@ -106,12 +118,22 @@ func New(opt Options) (*Store, error) {
 	if opt.stripeHold <= 0 {
 		opt.stripeHold = stripeHold
 	}
+	if opt.CompactEvery <= 0 {
+		opt.CompactEvery = DefaultCompactEvery
+	}
+	if opt.CompactRate <= 0 {
+		opt.CompactRate = DefaultCompactRate
+	}
+	if opt.inlineBody <= 0 {
+		opt.inlineBody = maxInlineBody
+	}
 	alg, ok := seal.ByPrimitive(opt.Cipher)
 	if !ok {
 		return nil, fmt.Errorf("open store: cipher %q is unknown", opt.Cipher)
 	}
 	s := &Store{opt: opt, keys: opt.Keys, array: opt.Keys.ArrayID(), alg: alg, logger: opt.Logger,
-		digests: newDigests(opt.Crypto), copies: make(chan struct{}, opt.Copies), wake: make(chan struct{}, 1)}
+		digests: newDigests(opt.Crypto), copies: make(chan struct{}, opt.Copies), wake: make(chan struct{}, 1),
+		turn: make(chan struct{}, 1), damaged: make(map[uint64]bool)}
 	for a := range s.meters {
 		if p := seal.Algorithm(a).Primitive(); p != "" {
 			s.meters[a] = sealMeters{seal.Meter(opt.Crypto, p, hw.Seal), seal.Meter(opt.Crypto, p, hw.Open)}
@@ -129,7 +151,7 @@ func New(opt Options) (*Store, error) {
 	return s, nil
 }
 
-// Start takes the log into use, which has been replayed into the Store, and starts the checkpoints. It comes once.
+// Start takes the log into use, which has been replayed into the Store, and starts checkpoints and compaction. It comes once.
 func (s *Store) Start(log Log) {
 	if s.stop != nil {
 		panic("object: Store started twice")
@@ -138,18 +160,24 @@ func (s *Store) Start(log Log) {
 	ctx, stop := context.WithCancel(context.Background())
 	s.stop = stop
 	s.wg.Go(func() { s.checkpoints(ctx) })
+	s.wg.Go(func() { s.compactor(ctx, log) })
 }
 
-// Close ends the background work, makes a last checkpoint and closes the index. It does not close the array, which must not
-// apply records any more. Further calls do nothing.
+// Stop ends the background work, which uses the array: it comes before the array is closed. Close does it where nobody did.
+func (s *Store) Stop() {
+	if s.stop != nil {
+		s.stop()
+	}
+	s.wg.Wait()
+}
+
+// Close makes a last checkpoint and closes the index. It does not close the array, which must not apply records any more. Further
+// calls do nothing.
 func (s *Store) Close() error {
 	var err error
 	s.closeOnce.Do(func() {
 		s.log.Store(nil)
-		if s.stop != nil {
-			s.stop()
-		}
-		s.wg.Wait()
+		s.Stop()
 		err = s.idx.Close()
 		s.secrets.Close()
 	})
@@ -162,6 +190,15 @@ func (s *Store) disk() (Log, error) {
 		return l.Log, nil
 	}
 	return nil, ErrClosed
+}
+
+// admit waits for room for new data. It comes before locks and pins: compaction, which makes room, may wait for those.
+func (s *Store) admit(ctx context.Context) error {
+	l, err := s.disk()
+	if err != nil {
+		return err
+	}
+	return l.Admit(ctx)
 }
 
 // append makes a record durable and applied. Bodies may live in pooled memory: the log is done with it when it returns.
@@ -184,16 +221,34 @@ type Stats struct {
 	CheckpointFailures       int64
 	Uncheckpointed           int64 // bytes of index changes since the last checkpoint
 	Buckets                  int64
+	BandsFreed               int64     // by compaction
+	MovedBytes               int64     // records and stripes that compaction wrote again
+	ReclaimedBytes           int64     // of the bands freed
+	LiveBytes                int64     // what the index refers to
+	ShadowBytes              int64     // of them, records kept only because of others that they made vanish
+	LastCompaction           time.Time // end of the last pass in the background
 }
 
 type counters struct {
 	sealed, opened, puts, gets, deletes, repairs, corrupt, checkpoints, checkpointFailures atomic.Int64
+	bandsFreed, moved, reclaimed                                                           atomic.Int64
 }
 
 // Stats returns the counts.
 func (s *Store) Stats() Stats {
 	c := &s.stats
-	return Stats{SealedBytes: c.sealed.Load(), OpenedBytes: c.opened.Load(), Puts: c.puts.Load(), Gets: c.gets.Load(),
+	st := Stats{SealedBytes: c.sealed.Load(), OpenedBytes: c.opened.Load(), Puts: c.puts.Load(), Gets: c.gets.Load(),
 		Deletes: c.deletes.Load(), Repairs: c.repairs.Load(), Corrupt: c.corrupt.Load(), Checkpoints: c.checkpoints.Load(),
-		CheckpointFailures: c.checkpointFailures.Load(), Uncheckpointed: s.idx.BytesSinceCheckpoint(), Buckets: int64(s.buckets.len())}
+		CheckpointFailures: c.checkpointFailures.Load(), Uncheckpointed: s.idx.BytesSinceCheckpoint(), Buckets: int64(s.buckets.len()),
+		BandsFreed: c.bandsFreed.Load(), MovedBytes: c.moved.Load(), ReclaimedBytes: c.reclaimed.Load(),
+		ShadowBytes: s.idx.LiveOf(shadowBand)}
+	s.idx.Live(func(band uint64, n int64) {
+		if band != shadowBand {
+			st.LiveBytes += n
+		}
+	})
+	if ms := s.lastCompaction.Load(); ms > 0 {
+		st.LastCompaction = fromMillis(ms)
+	}
+	return st
 }

@@ -108,6 +108,8 @@ type Group interface {
 	Run(ops []Op) error
 	Device(i int) Device
 	Len() int
+	// Add makes a device of the same kind part of the group and returns its index. Others may run batches meanwhile.
+	Add(d Device) (int, error)
 	Kind() string   // "uring", "pool", "mem", "sim"
 	Reason() string // why this kind and no better one, for the log
 	// Close waits a few seconds for operations in flight, and fails when the kernel holds some longer. It does not close the devices.
@@ -127,8 +129,8 @@ type GroupOptions struct {
 const (
 	DefaultTimeout = 30 * time.Second // a disk's own error recovery takes up to 7 s (SCT ERC) on drives meant for arrays
 	DefaultWorkers = 8
-	DefaultRings   = 64 // each costs a thread while it waits, and 10 KiB
-	MaxGroup       = 64 // devices; as many as a superblock's member table has room for
+	DefaultRings   = 64  // each costs a thread while it waits, and 10 KiB
+	MaxGroup       = 256 // devices; an array has up to 64 at a time, and those that were replaced stay until it is closed
 	// maxStuck bounds, per device, the operations that the kernel holds past their deadline. At the bound further ones
 	// fail at once, so that a hung disk cannot pile up memory, rings and threads.
 	maxStuck = 8

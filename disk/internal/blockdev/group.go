@@ -3,6 +3,7 @@ package blockdev
 import (
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -17,17 +18,13 @@ func NewGroup(devs []Device, opt GroupOptions) (Group, error) {
 		return nil, fmt.Errorf("group devices: unknown preference %q", opt.Prefer)
 	}
 	opt.setDefaults()
-	b := base{opt: opt}
+	b := base{opt: opt, devs: make([]member, MaxGroup), n: new(atomic.Int32), add: new(sync.Mutex)}
 	counts := map[string]int{}
-	for _, d := range devs {
-		l := d.Limits()
-		counts[l.Kind]++
-		m := member{Device: d, path: d.Path(), size: l.Size, counters: &counters{}}
-		if c, ok := d.(interface{ stat() *counters }); ok {
-			m.counters = c.stat()
-		}
-		b.devs = append(b.devs, m)
+	for i, d := range devs {
+		counts[d.Limits().Kind]++
+		b.devs[i] = newMember(d)
 	}
+	b.n.Store(int32(len(devs)))
 	switch {
 	case counts["sim"] == len(devs):
 		return newSimGroup(b)
@@ -59,15 +56,12 @@ func (o *GroupOptions) setDefaults() {
 
 // newUringOrPool makes a uring group, or a pool that says why not.
 func newUringOrPool(b base) Group {
-	files := make([]*fileDevice, len(b.devs))
-	for i, d := range b.devs {
-		f, ok := d.Device.(*fileDevice)
-		if !ok {
+	for _, d := range b.devs[:b.Len()] {
+		if d.file == nil {
 			return newPool(b, fmt.Sprintf("%s has no file descriptor", d.path))
 		}
-		files[i] = f
 	}
-	g, err := newUring(b, files)
+	g, err := newUring(b)
 	if err != nil {
 		return newPool(b, fmt.Sprintf("io_uring not usable: %v", err))
 	}
@@ -76,7 +70,9 @@ func newUringOrPool(b base) Group {
 
 // base is what all groups share.
 type base struct {
-	devs   []member
+	devs   []member      // of which the first n are there
+	n      *atomic.Int32 // raised once the next is complete
+	add    *sync.Mutex   // held by Add
 	opt    GroupOptions
 	reason string
 }
@@ -90,17 +86,43 @@ type member struct {
 	file     *fileDevice // in a uring group
 }
 
+func newMember(d Device) member {
+	m := member{Device: d, path: d.Path(), size: d.Limits().Size, counters: &counters{}}
+	if c, ok := d.(interface{ stat() *counters }); ok {
+		m.counters = c.stat()
+	}
+	m.file, _ = d.(*fileDevice)
+	return m
+}
+
 func (b *base) Device(i int) Device { return b.devs[i].Device }
-func (b *base) Len() int            { return len(b.devs) }
-func (b *base) Reason() string      { return b.reason }
+func (b *base) Len() int            { return int(b.n.Load()) }
+
+// Add implements Group.
+func (b *base) Add(d Device) (int, error) {
+	b.add.Lock()
+	defer b.add.Unlock()
+	n := b.Len()
+	if n == MaxGroup {
+		return 0, fmt.Errorf("add %s: %d devices are possible: %w", d.Path(), MaxGroup, ErrInvalid)
+	}
+	m := newMember(d)
+	if _, file := b.devs[0].Device.(*fileDevice); file != (m.file != nil) {
+		return 0, fmt.Errorf("add %s: another kind of device: %w", d.Path(), ErrInvalid)
+	}
+	b.devs[n] = m
+	b.n.Store(int32(n + 1))
+	return n, nil
+}
+func (b *base) Reason() string { return b.reason }
 
 // reset clears the results of a batch and finds programmer errors in it.
 func (b *base) reset(ops []Op) error {
 	for i := range ops {
 		op := &ops[i]
 		op.Err, op.Stuck, op.hold = nil, false, nil
-		if op.Dev < 0 || op.Dev >= len(b.devs) {
-			return fmt.Errorf("run batch: op %d: device %d of %d: %w", i, op.Dev, len(b.devs), ErrInvalid)
+		if op.Dev < 0 || op.Dev >= b.Len() {
+			return fmt.Errorf("run batch: op %d: device %d of %d: %w", i, op.Dev, b.Len(), ErrInvalid)
 		}
 		if err := checkRange(b.devs[op.Dev].path, op.Buf, op.Off, b.devs[op.Dev].size); err != nil {
 			return fmt.Errorf("run batch: op %d: %w", i, err)

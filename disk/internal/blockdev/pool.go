@@ -51,7 +51,7 @@ const (
 
 func newPool(b base, reason string) *poolGroup {
 	b.reason = reason
-	g := &poolGroup{base: b, queues: make([]queue, len(b.devs))}
+	g := &poolGroup{base: b, queues: make([]queue, MaxGroup)}
 	g.batches.New = func() any {
 		t := time.NewTimer(time.Hour)
 		t.Stop()

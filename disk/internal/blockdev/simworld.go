@@ -216,7 +216,7 @@ type SimGroup struct {
 func newSimGroup(b base) (Group, error) {
 	b.reason = "simulated disks"
 	g := &SimGroup{base: b, world: b.devs[0].Device.(*SimDisk).world}
-	for _, d := range b.devs {
+	for _, d := range b.devs[:b.Len()] {
 		if d.Device.(*SimDisk).world != g.world {
 			return nil, errors.New("group devices: disks of different worlds")
 		}

@@ -58,11 +58,8 @@ type slot struct {
 }
 
 // newUring makes a uring group if a ring can be set up and answers a no-op.
-func newUring(b base, files []*fileDevice) (*uringGroup, error) {
+func newUring(b base) (*uringGroup, error) {
 	g := &uringGroup{base: b, turns: make(chan struct{}, b.opt.Rings)}
-	for i, f := range files {
-		g.devs[i].file = f
-	}
 	r, err := newRing()
 	if err != nil {
 		return nil, err

@@ -51,7 +51,7 @@ const (
 	bloomBits    = 10       // per key: 1 % false positives
 )
 
-const formatVersion = 1
+const formatVersion = 2
 
 var (
 	positionKey = []byte{kindMeta, 'p'}
@@ -315,6 +315,13 @@ func (x *Index) Live(f func(band uint64, bytes int64)) {
 	for band, bytes := range live {
 		f(band, bytes)
 	}
+}
+
+// LiveOf returns the count of live bytes of a band, 0 if it has none.
+func (x *Index) LiveOf(band uint64) int64 {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.live[band]
 }
 
 // KeyMemory is how many bytes the filter of known object keys takes.

@@ -16,6 +16,8 @@ const (
 	kindUpload  = 'u'
 	kindVersion = 'v'
 	kindLive    = 'L'
+	kindRef     = 'r'
+	kindShadow  = 't'
 )
 
 const bucketSize = 8 // bytes of a bucket id
@@ -54,6 +56,27 @@ func PartKey(dst []byte, id UploadID, part uint16) []byte {
 
 func liveKey(dst []byte, band uint64) []byte {
 	return binary.BigEndian.AppendUint64(append(dst, kindLive), band)
+}
+
+// RefKey appends to dst the key that says that the entry under key refers to a bulk band.
+func RefKey(dst []byte, band uint64, key []byte) []byte {
+	return append(binary.BigEndian.AppendUint64(append(dst, kindRef), band), key...)
+}
+
+// ShadowKey appends to dst the key of a record that made others vanish: by its sequence number.
+func ShadowKey(dst []byte, seq uint64) []byte {
+	return binary.BigEndian.AppendUint64(append(dst, kindShadow), seq)
+}
+
+// RefRange bounds the RefKeys of a band.
+func RefRange(band uint64) (lower, upper []byte) {
+	lower = RefKey(nil, band, nil)
+	return lower, Successor(lower)
+}
+
+// ShadowRange bounds the ShadowKeys of numbers from..below-1.
+func ShadowRange(from, below uint64) (lower, upper []byte) {
+	return ShadowKey(nil, from), ShadowKey(nil, below)
 }
 
 // BucketRange, ConfigRange, ObjectRange, UploadRange and PartRange bound all records of a kind, of a bucket or of an upload.
@@ -129,6 +152,38 @@ func ParsePartKey(k []byte) (id UploadID, part uint16, err error) {
 	}
 	return UploadID(k[1:]), binary.BigEndian.Uint16(k[1+len(id):]), nil
 }
+
+// ParseRefKey decodes a RefKey. The key of the entry is part of k.
+func ParseRefKey(k []byte) (band uint64, key []byte, err error) {
+	if len(k) < 1+8+1 || k[0] != kindRef {
+		return 0, nil, badKey("reference", k)
+	}
+	return binary.BigEndian.Uint64(k[1:]), k[1+8:], nil
+}
+
+// ParseShadowKey decodes a ShadowKey.
+func ParseShadowKey(k []byte) (seq uint64, err error) {
+	if len(k) != 1+8 || k[0] != kindShadow {
+		return 0, badKey("shadow", k)
+	}
+	return binary.BigEndian.Uint64(k[1:]), nil
+}
+
+// Kind is the first byte of a key: what its entry is.
+type Kind byte
+
+// Kinds of entries that hold records.
+const (
+	KindBucket Kind = kindBucket
+	KindConfig Kind = kindConfig
+	KindObject Kind = kindObject
+	KindPart   Kind = kindPart
+	KindUpload Kind = kindUpload
+	KindShadow Kind = kindShadow
+)
+
+// KindOf returns the kind of a key.
+func KindOf(k []byte) Kind { return Kind(k[0]) }
 
 func parseLiveKey(k []byte) (band uint64, err error) {
 	if len(k) != 1+8 || k[0] != kindLive {

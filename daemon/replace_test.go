@@ -1,0 +1,93 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"coffer/disk"
+)
+
+// statusOf asks by the command line.
+func statusOf(t *testing.T, dir string) (st arrayStatus) {
+	t.Helper()
+	_, out, errText := coffer(t, "array", "status", "--data", dir, "--json")
+	if err := json.Unmarshal([]byte(out), &st); err != nil {
+		t.Fatalf("status: %v: %s%s", err, out, errText)
+	}
+	return st
+}
+
+// TestReplaceCommand replaces a disk beside a running daemon, and a missing one without.
+func TestReplaceCommand(t *testing.T) {
+	dir := t.TempDir()
+	in := startDaemon(t, dir, nil)
+	body := bytes.Repeat([]byte("replace me "), 100_000)
+	in.want(t, http.StatusOK, http.MethodPut, in.https+"/bucket", nil)
+	in.want(t, http.StatusOK, http.MethodPut, in.https+"/bucket/key", body)
+
+	st := statusOf(t, dir)
+	size := st.Disks[2].Size
+	fresh, second := filepath.Join(dir, "fresh.img"), filepath.Join(dir, "second.img")
+	for _, p := range []string{fresh, second} {
+		if err := disk.CreateFile(p, size); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range []struct {
+		args string
+		code int
+		err  string
+	}{
+		{"9 " + fresh, exitFailure, "no disk 9"},
+		{"2", exitUsage, "two arguments"},
+		{"2 " + filepath.Join(dir, "none"), exitFailure, "no such file"},
+		{"2 " + st.Disks[1].Path, exitFailure, "in use"},
+	} {
+		code, _, errText := coffer(t, strings.Fields("array replace --data "+dir+" --yes "+c.args)...)
+		if code != c.code || !strings.Contains(errText, c.err) {
+			t.Errorf("replace %s: exit %d: %s", c.args, code, errText)
+		}
+	}
+	if code, out, _ := coffer(t, "array", "replace", "--data", dir, "--dry-run", "2", fresh); code != exitOK || !strings.Contains(out, "nothing was changed") {
+		t.Errorf("dry run: exit %d: %s", code, out)
+	}
+	if code, _, _ := coffer(t, "array", "replace", "--data", dir, "2", fresh); code != exitFailure {
+		t.Errorf("unconfirmed: exit %d", code)
+	}
+	if got := statusOf(t, dir); got.State != "healthy" || got.Disks[2].Path != st.Disks[2].Path {
+		t.Fatalf("refused and dry runs changed something: %+v", got.Disks[2])
+	}
+
+	code, out, errText := coffer(t, "array", "replace", "--data", dir, "--yes", "--wait", st.Disks[2].Path, fresh)
+	if code != exitOK || !strings.Contains(out, "is being rebuilt") || !strings.Contains(errText, "slot 2 is rebuilt") {
+		t.Fatalf("replace: exit %d: %s%s", code, out, errText)
+	}
+	if got := statusOf(t, dir); got.State != "healthy" || got.Disks[2].Path != fresh {
+		t.Errorf("afterwards: %s, %+v", got.State, got.Disks[2])
+	}
+	in.end(t)
+
+	// The next start knows the new path. Another disk is lost, and replaced without a daemon.
+	if err := os.Remove(st.Disks[4].Path); err != nil {
+		t.Fatal(err)
+	}
+	if code, out, errText := coffer(t, "array", "replace", "--data", dir, "--yes", "4", second); code != exitOK || !strings.Contains(errText, "slot 4 is rebuilt") {
+		t.Fatalf("replace without a daemon: exit %d: %s%s", code, out, errText)
+	}
+	for _, gone := range []string{st.Disks[0].Path, st.Disks[1].Path} {
+		if err := os.Remove(gone); err != nil {
+			t.Fatal(err)
+		}
+	}
+	creds := in.creds
+	in = startDaemon(t, dir, nil)
+	in.creds = creds // shown at the first start only
+	if got := in.want(t, http.StatusOK, http.MethodGet, in.https+"/bucket/key", nil); !bytes.Equal(got, body) {
+		t.Error("with two old disks gone the object is another")
+	}
+}

@@ -1,0 +1,198 @@
+package main
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+	"go.yaml.in/yaml/v3"
+
+	"coffer/disk"
+)
+
+const replaceHelp = `Replace puts the disk NEW into the place of OLD and rebuilds on it what OLD held. OLD is the slot of the
+disk or its path, as coffer array status shows them; it may be missing, failed or healthy. NEW must be at
+least as large. The array serves meanwhile, beside a running daemon; without one the command opens the
+array and stays until the disk is rebuilt.
+
+From the moment the command says so OLD belongs to the array no more, and is ignored should it come back.
+Until the rebuild has ended its slot counts as lost: coffer array status shows how far it is. A rebuild
+that is interrupted goes on at the next start. It reads the most endangered data first.
+
+Disks that hold an array, a filesystem or a partition table are refused, unless --force overwrites them.`
+
+// replacement is what a replace request did, and with what.
+type replacement struct {
+	Slot int    `json:"slot"`
+	Old  string `json:"old"`
+	New  string `json:"new"`
+	// Noted says that the data directory remembers the new path; otherwise the configuration's list of disks has to be changed.
+	Noted bool `json:"noted"`
+}
+
+func newReplaceCommand(e env) *cobra.Command {
+	var f arrayFlags
+	var force, yes, dryRun, wait bool
+	cmd := &cobra.Command{
+		Use:   "replace OLD NEW",
+		Short: "Replace a disk and rebuild what it held",
+		Long:  replaceHelp,
+		Example: `  coffer array replace 3 /dev/disk/by-id/nvme-new --dry-run
+  coffer array replace /dev/sdd /dev/sdh --wait
+  truncate -s 10G /srv/new.img && coffer array replace ./data/disks/disk2.img /srv/new.img --yes`,
+		Args: cobra.MatchAll(func(_ *cobra.Command, args []string) error {
+			if len(args) != 2 {
+				return usageError{errors.New("two arguments wanted: the slot or path of the old disk, and the path of the new one")}
+			}
+			return nil
+		}),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			path, err := filepath.Abs(args[1])
+			if err != nil {
+				return err
+			}
+			holds, err := disk.Inspect(path)
+			if err != nil {
+				return err
+			}
+			if holds != "" && !force {
+				return fmt.Errorf("%s holds %s: --force overwrites it", path, holds)
+			}
+			old := args[0]
+			if _, err := strconv.Atoi(old); err != nil {
+				if old, err = filepath.Abs(old); err != nil {
+					return err
+				}
+			}
+			if dryRun {
+				fmt.Fprintf(e.stdout, "would replace disk %s by %s, and rebuild it; nothing was changed\n", old, path)
+				return nil
+			}
+			if !yes && !f.json {
+				fmt.Fprintf(e.stderr, "%s takes the place of disk %s. ", path, old)
+				if !confirm(e) {
+					return errors.New("nothing was written")
+				}
+			}
+			q := url.Values{"old": {old}, "new": {path}, "force": {strconv.FormatBool(force)}}
+			rep := new(replacement)
+			err = f.withArray(cmd.Context(), e, http.MethodPost, "/array/replace?"+q.Encode(), rep, true, func(ctx context.Context, app *appliance) (err error) {
+				if rep, err = app.replace(ctx, old, path, force); err != nil {
+					return err
+				}
+				return waitRebuilt(ctx, e.stderr, rep.Slot, func() (*arrayStatus, error) { return app.status(false), nil })
+			})
+			if err != nil {
+				return err
+			}
+			if err := show(e.stdout, f.json, rep, rep.print); err != nil || !wait {
+				return err
+			}
+			return waitRebuilt(cmd.Context(), e.stderr, rep.Slot, func() (*arrayStatus, error) {
+				st := new(arrayStatus)
+				return st, f.withArray(cmd.Context(), e, http.MethodGet, "/array/status", st, false, func(_ context.Context, app *appliance) error {
+					st = app.status(false)
+					return nil
+				})
+			})
+		},
+	}
+	f.bindOpen(cmd)
+	fl := cmd.Flags()
+	fl.BoolVar(&force, "force", false, "overwrite what NEW holds")
+	fl.BoolVar(&dryRun, "dry-run", false, "check NEW and change nothing")
+	fl.BoolVar(&yes, "yes", false, "do not ask")
+	fl.BoolVar(&wait, "wait", false, "stay until the disk is rebuilt, showing how far it is")
+	return cmd
+}
+
+func (r *replacement) print(w io.Writer) {
+	fmt.Fprintf(w, "slot %d: %s takes the place of %s and is being rebuilt\n", r.Slot, r.New, r.Old)
+	if !r.Noted {
+		fmt.Fprintf(w, "put %s into the configuration's list of disks instead of the old one\n", r.New)
+	}
+}
+
+// replace lets a disk take the place of another, named by slot or path, and notes it in the data directory.
+func (a *appliance) replace(ctx context.Context, old, path string, force bool) (*replacement, error) {
+	st := a.status(true)
+	slot := slices.IndexFunc(st.Disks, func(d disk.DiskStatus) bool { return d.Path != "" && d.Path == old || strconv.Itoa(d.Slot) == old })
+	if slot < 0 {
+		return nil, fmt.Errorf("%w: no disk %s in the array", disk.ErrReplace, old)
+	}
+	r := &replacement{Slot: slot, Old: st.Disks[slot].Path, New: path}
+	if err := a.array.Replace(ctx, slot, path, force); err != nil {
+		return nil, err
+	}
+	if a.dir.noted() && len(*a.paths.Load()) == len(st.Disks) {
+		paths := slices.Clone(*a.paths.Load())
+		paths[slot] = path
+		id, err := hex.DecodeString(st.ArrayID)
+		if err != nil {
+			return nil, err
+		}
+		if err := a.dir.noteDisks([16]byte(id), paths); err != nil {
+			return nil, fmt.Errorf("the disk is replaced, but not noted: %w", err)
+		}
+		a.paths.Store(&paths)
+		r.Noted = true
+	}
+	return r, nil
+}
+
+// noted reports whether the data directory says where the disks are.
+func (d dataDir) noted() bool {
+	_, err := os.Stat(d.arrayFile())
+	return err == nil
+}
+
+// noteDisks writes array.yaml.
+func (d dataDir) noteDisks(id [16]byte, paths []string) error {
+	note, err := yaml.Marshal(arrayNote{ArrayID: hex.EncodeToString(id[:]), Disks: paths})
+	if err != nil {
+		return fmt.Errorf("note disks: %w", err)
+	}
+	return writeFile(d.arrayFile(), note, 0o600)
+}
+
+// rebuildPoll is how often the progress of a rebuild is looked at.
+const rebuildPoll = 500 * time.Millisecond
+
+// waitRebuilt shows how far the rebuild of a slot is until it has ended.
+func waitRebuilt(ctx context.Context, w io.Writer, slot int, status func() (*arrayStatus, error)) error {
+	tick := time.NewTicker(rebuildPoll)
+	defer tick.Stop()
+	for {
+		st, err := status()
+		if err != nil {
+			return err
+		}
+		d := st.Disks[slot]
+		switch r := d.Rebuild; {
+		case d.State == disk.DiskHealthy:
+			fmt.Fprintf(w, "slot %d is rebuilt\n", slot)
+			return nil
+		case d.State != disk.DiskRebuilding:
+			return fmt.Errorf("%w: slot %d is %s: %s", errUnhealthy, slot, d.State, d.Reason)
+		case r != nil && r.Failed > 0 && r.Left == 0:
+			return fmt.Errorf("%w: slot %d: %s", errUnhealthy, slot, d.Reason)
+		case r != nil:
+			fmt.Fprintf(w, "slot %d: %d of %d bands left, %.0f MB/s, about %v to go\n", slot, r.Left, r.Bands, r.Rate/1e6, r.ETA.Round(time.Second))
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}

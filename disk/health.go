@@ -1,0 +1,141 @@
+package disk
+
+import (
+	"slices"
+	"time"
+
+	"coffer/disk/internal/blockdev"
+)
+
+// A disk is slow when its mean latency over an interval is slowFactor times the median of its peers', and above slowFloor: no disk that
+// works takes so long on average, and what is merely uneven stays below. It is suspect from then on: reads are answered from
+// the others where parity bears it. After fenceAfter such intervals in a row it is fenced, for every write waits for it.
+const (
+	healthEvery = time.Second
+	slowFactor  = 10
+	slowFloor   = 50 * time.Millisecond
+	fenceAfter  = 3
+)
+
+// pulse is what was seen of a disk's latency.
+type pulse struct {
+	reads, writes blockdev.Latency // at the end of the last interval
+	slow          int              // intervals in a row
+}
+
+// mean returns the mean latency since before, 0 without any operation.
+func meanSince(before, now blockdev.Latency) time.Duration {
+	n := now.Count - before.Count
+	if n == 0 || now.Count < before.Count {
+		return 0
+	}
+	return (now.Sum - before.Sum) / time.Duration(n)
+}
+
+// watchHealth judges the disks by their latency until the array closes.
+func (a *Array) watchHealth() {
+	every := a.opt.HealthEvery
+	if every == 0 {
+		every = healthEvery
+	}
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	pulses := map[*disk]*pulse{}
+	for {
+		select {
+		case <-a.ctx.Done():
+			return
+		case <-tick.C:
+		}
+		for _, d := range a.judge(pulses) {
+			a.logger.Error("disk too slow", "path", d.path, "slot", d.slot)
+			if err := a.log.fail([]*disk{d}); err != nil {
+				a.logger.Error("slow disk not fenced", "path", d.path, "err", err)
+			}
+		}
+	}
+}
+
+// judge takes the pulse of every disk and returns those to be fenced.
+func (a *Array) judge(pulses map[*disk]*pulse) (fence []*disk) {
+	var live []*disk
+	var reads, writes []time.Duration
+	a.mu.RLock()
+	for _, d := range a.slots() {
+		if d.usable() {
+			live = append(live, d)
+		}
+	}
+	a.mu.RUnlock()
+	for _, d := range live {
+		p := pulses[d]
+		if p == nil {
+			p = &pulse{}
+			pulses[d] = p
+		}
+		s := d.dev.Stats()
+		reads = append(reads, meanSince(p.reads, s.ReadLatency))
+		writes = append(writes, meanSince(p.writes, s.DurableLatency))
+		p.reads, p.writes = s.ReadLatency, s.DurableLatency
+	}
+	for i, d := range live {
+		p := pulses[d]
+		switch {
+		case slowest(reads, i) || slowest(writes, i):
+			p.slow++
+		case reads[i] > 0 || writes[i] > 0:
+			p.slow = 0
+		}
+		if d.suspect.Swap(p.slow > 0) != (p.slow > 0) {
+			a.logger.Warn("disk suspect", "path", d.path, "slot", d.slot, "suspect", p.slow > 0, "read", reads[i], "write", writes[i])
+		}
+		if p.slow >= fenceAfter && a.canSpare(d) {
+			fence = append(fence, d)
+		}
+	}
+	return fence
+}
+
+// slowest reports whether the i-th of the means is far from the others.
+func slowest(means []time.Duration, i int) bool {
+	var peers []time.Duration
+	for k, m := range means {
+		if k != i && m > 0 {
+			peers = append(peers, m)
+		}
+	}
+	if len(peers) == 0 {
+		return false
+	}
+	slices.Sort(peers)
+	return means[i] > max(slowFloor, slowFactor*peers[len(peers)/2])
+}
+
+// canSpare reports whether parity bears the loss of the disk beside those that are not whole.
+func (a *Array) canSpare(d *disk) bool {
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	out := 0
+	for _, o := range a.slots() {
+		if o != d && !o.whole() {
+			out++
+		}
+	}
+	return out < a.geo.Parity
+}
+
+// avoid reports whether a member of a band is suspect, and all others are there to answer for it.
+func (a *Array) avoid(b *band, pos int) bool {
+	slots := a.slots()
+	if !slots[b.members[pos].slot].suspect.Load() || b.parity == 0 {
+		return false
+	}
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	for i, m := range b.members {
+		if d := slots[m.slot]; i != pos && (!d.present() || b.isHollow(i) || d.suspect.Load()) {
+			return false
+		}
+	}
+	return true
+}

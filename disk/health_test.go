@@ -1,0 +1,122 @@
+package disk
+
+import (
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"coffer/disk/internal/blockdev"
+)
+
+// slowDev is a device that can be made slow.
+type slowDev struct {
+	blockdev.Device
+	delay *atomic.Int64
+}
+
+func (d slowDev) wait() { time.Sleep(time.Duration(d.delay.Load())) }
+
+func (d slowDev) ReadAt(p []byte, off int64) error { d.wait(); return d.Device.ReadAt(p, off) }
+func (d slowDev) WriteAt(p []byte, off int64, durable bool) error {
+	d.wait()
+	return d.Device.WriteAt(p, off, durable)
+}
+
+// TestSlowDisk: a disk that answers, but far too slowly, is avoided by reads, then fenced, and all goes on.
+func TestSlowDisk(t *testing.T) {
+	f := newFlakyArray(t, 6, 4, 2, 24)
+	delay := new(atomic.Int64)
+	var devs []blockdev.Device
+	for i, d := range f.disks {
+		if i == 1 {
+			devs = append(devs, timedDev{Device: slowDev{d, delay}, stats: new(statsOf)})
+		} else {
+			devs = append(devs, timedDev{Device: d, stats: new(statsOf)})
+		}
+	}
+	set, err := discover(devs, nil, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := set.Open(t.Context(), Options{Keys: testKeys{}, Crypto: crypto(), State: f.state, PreferPool: true, HealthEvery: 100 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	w := newWritten()
+	w.fill(t, a, 1)
+	time.Sleep(300 * time.Millisecond)
+	if s := a.Status(); s.State != "healthy" {
+		t.Fatalf("before: %s %s", s.State, s.Reason)
+	}
+	delay.Store(int64(150 * time.Millisecond))
+	fenced := false
+	for i := uint64(0); i < 200 && !fenced; i++ {
+		if err := w.put(a, 1000+i, 4096); err != nil {
+			t.Fatal(err)
+		}
+		fenced = a.Status().Disks[1].State == DiskFenced
+	}
+	if !fenced {
+		t.Fatalf("the slow disk is %s", a.Status().Disks[1].State)
+	}
+	start := time.Now()
+	if err := w.verify(a, f.state); err != nil {
+		t.Error(err)
+	}
+	t.Logf("everything read in %v", time.Since(start))
+}
+
+// timedDev has the latencies of a device that keeps none of its own.
+type timedDev struct {
+	blockdev.Device
+	stats *statsOf
+}
+
+// statsOf counts by hand: the wrapped device's counters do not see the delay.
+type statsOf struct{ reads, readNS, writes, writeNS atomic.Int64 }
+
+func (d timedDev) ReadAt(p []byte, off int64) error {
+	start := time.Now()
+	err := d.Device.ReadAt(p, off)
+	d.stats.reads.Add(1)
+	d.stats.readNS.Add(int64(time.Since(start)))
+	return err
+}
+
+func (d timedDev) WriteAt(p []byte, off int64, durable bool) error {
+	start := time.Now()
+	err := d.Device.WriteAt(p, off, durable)
+	if durable {
+		d.stats.writes.Add(1)
+		d.stats.writeNS.Add(int64(time.Since(start)))
+	}
+	return err
+}
+
+func (d timedDev) Stats() blockdev.Stats {
+	s := d.Device.Stats()
+	s.ReadLatency = blockdev.Latency{Count: uint64(d.stats.reads.Load()), Sum: time.Duration(d.stats.readNS.Load())}
+	s.DurableLatency = blockdev.Latency{Count: uint64(d.stats.writes.Load()), Sum: time.Duration(d.stats.writeNS.Load())}
+	return s
+}
+
+func TestSlowest(t *testing.T) {
+	ms := time.Millisecond
+	for _, c := range []struct {
+		what  string
+		means []time.Duration
+		want  bool // of the first
+	}{
+		{"all alike", []time.Duration{2 * ms, 2 * ms, 3 * ms}, false},
+		{"far slower", []time.Duration{200 * ms, 2 * ms, 3 * ms}, true},
+		{"slower, but not slow", []time.Duration{49 * ms, 1 * ms, 1 * ms}, false},
+		{"all are slow", []time.Duration{200 * ms, 150 * ms, 100 * ms}, false},
+		{"peers idle", []time.Duration{200 * ms, 0, 0}, false},
+		{"alone", []time.Duration{200 * ms}, false},
+	} {
+		if got := slowest(c.means, 0); got != c.want {
+			t.Errorf("%s: %v", c.what, got)
+		}
+	}
+}
