@@ -104,7 +104,7 @@ type pass struct {
 	packed  int     // stripes seen, for the sample
 	scratch []byte  // for recomputed parity
 
-	pace   func(context.Context) error // called between two steps, when the pass holds nothing; may be nil
+	pace   func(context.Context) error // called behind each step, when the pass holds nothing; may be nil
 	passed func(*band)                 // called behind each band; may be nil
 
 	read  atomic.Int64 // bytes
@@ -223,11 +223,6 @@ func (p *pass) band(ctx context.Context, b *band, behind int64) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if p.pace != nil {
-			if err := p.pace(ctx); err != nil {
-				return err
-			}
-		}
 		next, err := p.step(ctx, b, off)
 		if errors.Is(err, ErrGone) && !p.numbers.unknown {
 			p.numbers.freed, err = p.a.opt.State.Freed() // it was freed since the pass began
@@ -238,6 +233,11 @@ func (p *pass) band(ctx context.Context, b *band, behind int64) error {
 		}
 		off = next
 		p.done.Store(behind + int64(off)*BlockSize*int64(len(b.members)))
+		if p.pace != nil {
+			if err := p.pace(ctx); err != nil {
+				return err
+			}
+		}
 	}
 	p.note(func(r *CheckReport) { r.Bands++ })
 	return nil

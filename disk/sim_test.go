@@ -93,7 +93,7 @@ func TestSimulationCatchesBugs(t *testing.T) {
 	}{
 		{"nomark", faults{noMark: true}, simKinds},
 		{"nopin", faults{noPin: true}, simKinds},
-		{"trustdata", faults{trustData: true}, blockdev.FaultRot | blockdev.FaultOverwrite},
+		{"trustdata", faults{trustData: true}, simKinds},
 		{"noinflight", faults{noInFlight: true}, simKinds},
 		{"noshadow", faults{noShadow: true}, simKinds},
 		{"noflush", faults{noFlush: true}, simKinds},
