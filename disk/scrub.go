@@ -101,7 +101,7 @@ type speedMark struct {
 
 // StartScrub begins to look after what the array holds. It is called once.
 func (a *Array) StartScrub(opt ScrubOptions) *Scrub {
-	s := &Scrub{a: a, opt: opt, past: opt.Past, rate: opt.Rate, changed: make(chan struct{}), found: map[Verdict]int{}}
+	s := &Scrub{a: a, opt: opt, past: opt.Past.clone(), rate: opt.Rate, changed: make(chan struct{}), found: map[Verdict]int{}}
 	if !a.scrub.CompareAndSwap(nil, s) {
 		panic("disk: scrub started twice")
 	}
@@ -258,7 +258,9 @@ func (s *Scrub) end(p *pass, err error) {
 	run := s.past.Current
 	run.Ended, run.Band, run.Report = now, 0, p.report()
 	s.past.Current, s.past.Last = nil, run
-	s.past.Next = s.nextAfter(run.Started)
+	if s.past.Next = s.nextAfter(run.Started); s.opt.Every > 0 && s.past.Next.Before(now) { // it was paused, or is slower than its schedule
+		s.past.Next = s.nextAfter(now)
+	}
 	s.retry = time.Time{}
 	r := &run.Report
 	s.a.logger.Info("scrub ended", "took", now.Sub(run.Started).Round(time.Second), "stripes", r.Stripes, "cells", r.Cells, "bad", r.Bad,
@@ -329,13 +331,17 @@ func (s *Scrub) keep() {
 	s.keeping.Lock()
 	defer s.keeping.Unlock()
 	s.mu.Lock()
-	past := s.past
-	past.Current, past.Last = s.past.Current.clone(), s.past.Last.clone()
+	past := s.past.clone()
 	s.kept = time.Now()
 	s.mu.Unlock()
 	if err := s.opt.Keep(past); err != nil {
 		s.a.logger.Error("state of the scrub not kept", "err", err)
 	}
+}
+
+func (p ScrubPast) clone() ScrubPast {
+	p.Current, p.Last = p.Current.clone(), p.Last.clone()
+	return p
 }
 
 func (r *ScrubRun) clone() *ScrubRun {

@@ -450,23 +450,22 @@ func TestScrubSchedule(t *testing.T) {
 // TestScrubAcrossRestarts: a sweep that was cut short goes on with the band where it was, a pause holds, and the last result is kept.
 func TestScrubAcrossRestarts(t *testing.T) {
 	scrubbed(t, func(t *testing.T, x *tampered, start func(ScrubOptions) (*Array, *Scrub)) {
-		var past ScrubPast
-		opt := ScrubOptions{Every: time.Hour, Rate: 256 << 10, Keep: func(p ScrubPast) error { past = p; return nil }}
+		var kept atomic.Pointer[ScrubPast]
+		opt := ScrubOptions{Every: time.Hour, Rate: 256 << 10, Keep: func(p ScrubPast) error { kept.Store(&p); return nil }}
 		a, s := start(opt)
 		total := len(a.sortedBands())
 		s.Now()
-		for past.Current == nil || past.Current.Band == 0 {
+		for st := s.Status(); st.Current == nil || st.Current.Band == 0; st = s.Status() {
 			time.Sleep(time.Second)
-			if past.Last != nil {
+			if st.Last != nil {
 				t.Fatal("it ended before it could be interrupted")
 			}
-			if st := s.Status(); st.Current != nil && st.Current.Band != 0 {
-				s.Pause()
-			}
 		}
+		s.Pause()
 		if err := a.Close(); err != nil {
 			t.Fatal(err)
 		}
+		past := *kept.Load()
 		if past.Last != nil || !past.Paused || past.Current.Report.Bands < 1 || past.Current.Report.Bands >= total {
 			t.Fatalf("kept: %+v", past)
 		}
@@ -482,7 +481,7 @@ func TestScrubAcrossRestarts(t *testing.T) {
 		s.Resume()
 		time.Sleep(time.Second)
 		st := s.Status()
-		if st.State != "idle" || st.Current != nil || st.Last == nil || !st.Last.Report.OK() || !st.Last.Started.Equal(past.Last.Started) {
+		if st.State != "idle" || st.Current != nil || st.Last == nil || !st.Last.Report.OK() || !st.Last.Started.Equal(past.Current.Started) {
 			t.Fatalf("did not go on: %+v", st)
 		}
 		if r := st.Last.Report; r.Bands < total || r.Superblocks != 4*6 || r.Stripes == 0 {
@@ -491,7 +490,7 @@ func TestScrubAcrossRestarts(t *testing.T) {
 		if err := a.Close(); err != nil {
 			t.Fatal(err)
 		}
-		opt.Past = past
+		opt.Past = *kept.Load()
 		a, s = start(opt)
 		if diff := cmp.Diff(st.Last, s.Status().Last); diff != "" {
 			t.Errorf("the last result: %s", diff)
