@@ -51,7 +51,7 @@ func newArrayCommand(e env) *cobra.Command {
 		Args:  noArgs,
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newCreateCommand(e), newStatusCommand(e), newCheckCommand(e), newRebuildCommand(e))
+	cmd.AddCommand(newCreateCommand(e), newStatusCommand(e), newCheckCommand(e), newScrubCommand(e), newRebuildCommand(e))
 	return cmd
 }
 
@@ -353,8 +353,10 @@ func newCheckCommand(e env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "check",
 		Short: "Read and verify everything in the array",
-		Long: `Check reads every cell of every stripe, parity included, and verifies it. It works beside a running daemon
-or, when none runs, on the disks themselves. With --repair bad cells are rewritten from the good ones.
+		Long: `Check reads every superblock copy and every cell of every stripe, parity included, and verifies it. It works
+beside a running daemon or, when none runs, on the disks themselves, and reads as fast as it can. With
+--repair bad cells are rewritten from the good ones. What a running daemon does by itself is "coffer array
+scrub", which also says what the words for bad cells mean.
 
 Exit code 0 if everything that was written is there, 3 if something is bad, missing or lost.`,
 		Example: "  coffer array check --data /var/lib/coffer\n  coffer array check --repair --json",
@@ -381,14 +383,6 @@ Exit code 0 if everything that was written is there, 3 if something is bad, miss
 	f.bindOpen(cmd)
 	cmd.Flags().BoolVar(&repair, "repair", false, "rewrite bad cells")
 	return cmd
-}
-
-func printCheck(w io.Writer, r *disk.CheckReport) {
-	fmt.Fprintf(w, "%d bands, %d stripes, %d cells\n", r.Bands, r.Stripes, r.Cells)
-	fmt.Fprintf(w, "bad %d, missing %d, repaired %d cells; degraded %d, lost %d stripes\n", r.Bad, r.Missing, r.Repaired, r.Degraded, r.Lost)
-	for _, f := range r.Faults {
-		fmt.Fprintf(w, "  %s\n", f)
-	}
 }
 
 func newRebuildCommand(e env) *cobra.Command {

@@ -168,7 +168,9 @@ func (d *daemon) run(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, app.Close()) }()
+	app.scrub = startScrub(app.array, d.dir, &d.cfg.Scrub, d.log)
 	registerArray(d.registry, app)
+	registerScrub(d.registry, app)
 	d.app.Store(app)
 
 	creds, err := d.credentials(ctx, app, &news)

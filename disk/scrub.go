@@ -394,6 +394,9 @@ func (s *Scrub) Status() ScrubStatus {
 	if s.err != nil {
 		st.Error = s.err.Error()
 	}
+	if s.asked {
+		st.State = "running" // any moment
+	}
 	if p := s.pass; p != nil {
 		st.State, st.Speed, st.Done, st.Total = "running", s.speed, p.done.Load(), p.total
 		st.Current.Report = p.report()
