@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"text/tabwriter"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -310,6 +311,16 @@ func (s *arrayStatus) print(w io.Writer) {
 		fmt.Fprintln(tw)
 	}
 	tw.Flush()
+	if st := s.Scrub; st != nil {
+		line := "scrub " + st.State
+		if st.Total > 0 {
+			line = scrubProgress(st)
+		}
+		if st.Last != nil {
+			line += "; last ended " + st.Last.Ended.Local().Format(time.DateTime)
+		}
+		fmt.Fprintln(w, line)
+	}
 	for _, l := range s.Losses {
 		fmt.Fprintf(w, "lost: stripes %d to %d of band %d\n", l.From, l.To, l.Band)
 	}

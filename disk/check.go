@@ -269,7 +269,8 @@ func (p *pass) step(ctx context.Context, b *band, off uint32) (uint32, error) {
 func (p *pass) stripe(w *wholeStripe) error {
 	b, h := w.band, &w.head
 	void := b.kind == kindPacked && h.stripe > min(p.limit[b.num], p.until) || b.kind == kindBulk && b.epoch >= p.epoch && h.stripe >= p.bulkUntil
-	if void && !p.a.opt.faults.noInFlight || b.kind == kindBulk && b.epoch != p.epoch && w.goodCells() < int(h.data) {
+	torn := b.kind == kindBulk && w.goodCells() < int(h.data) && (b.epoch != p.epoch || p.a.bulk.isSpoilt(b))
+	if void && !p.a.opt.faults.noInFlight || torn {
 		return nil // never acknowledged, not yet, or a torn stripe that no record names
 	}
 	if b.kind == kindPacked {
@@ -577,11 +578,14 @@ func (p *pass) superblocksNow() (failed []int, err error) {
 func (p *pass) superCopy(d *disk, want *superblock, c int, raw []byte) (bool, error) {
 	a, key := p.a, p.a.opt.Keys.SuperblockKey()
 	v := judgeSuper(raw, want, c, key)
-	unfinished := p.unclean && v != CellGood && v != CellUnreadable
+	// A copy that differs before the array was opened for writing may be the one that the power failed on, even if the others say that
+	// the array was closed: then the change had just begun.
+	unfinished := p.a.opt.ReadOnly && (v == CellStale || v == CellTorn || v == CellRot)
 	p.note(func(r *CheckReport) {
 		r.Superblocks++
 		if unfinished {
 			r.Unfinished++
+			r.fault("%s: superblock copy %d is %s, or was being written", d.path, c, v)
 		}
 	})
 	if unfinished {
