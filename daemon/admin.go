@@ -53,7 +53,8 @@ type adminOptions struct {
 	loopback bool              // only this machine reaches the listener
 }
 
-// newAdminHandler serves /livez, /readyz, /metrics, /array/status and, to this machine only, /array/check and /debug/pprof.
+// newAdminHandler serves /livez, /readyz, /metrics, /array/status and, to this machine only, /array/check, /array/scrub and
+// /debug/pprof.
 func newAdminHandler(opt adminOptions) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {
@@ -75,6 +76,8 @@ func newAdminHandler(opt adminOptions) http.Handler {
 	if !opt.loopback {
 		return mux
 	}
+	mux.HandleFunc("GET /array/scrub", withApp(opt.app, handleScrub))
+	mux.HandleFunc("POST /array/scrub", withApp(opt.app, handleScrub))
 	checking := make(chan struct{}, 1) // one at a time: it reads every disk from end to end
 	mux.HandleFunc("POST /array/check", withApp(opt.app, func(w http.ResponseWriter, r *http.Request, app *appliance) {
 		select {

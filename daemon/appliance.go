@@ -135,6 +135,7 @@ type appliance struct {
 	keys   *kms.Keyring
 	array  *disk.Array
 	store  *object.Store // nil: opened for reading
+	scrub  *disk.Scrub   // nil but in a daemon
 	slot   string        // kind of the key slot that opened it
 	dir    dataDir
 	paths  atomic.Pointer[[]string] // where the disks are looked for

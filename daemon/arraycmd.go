@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"text/tabwriter"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -51,7 +52,7 @@ func newArrayCommand(e env) *cobra.Command {
 		Args:  noArgs,
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newCreateCommand(e), newStatusCommand(e), newCheckCommand(e), newRebuildCommand(e), newReplaceCommand(e))
+	cmd.AddCommand(newCreateCommand(e), newStatusCommand(e), newCheckCommand(e), newScrubCommand(e), newRebuildCommand(e), newReplaceCommand(e))
 	return cmd
 }
 
@@ -311,6 +312,16 @@ func (s *arrayStatus) print(w io.Writer) {
 		fmt.Fprintln(tw)
 	}
 	tw.Flush()
+	if st := s.Scrub; st != nil {
+		line := "scrub " + st.State
+		if st.Total > 0 {
+			line = scrubProgress(st)
+		}
+		if st.Last != nil {
+			line += "; last ended " + st.Last.Ended.Local().Format(time.DateTime)
+		}
+		fmt.Fprintln(w, line)
+	}
 	for _, l := range s.Losses {
 		fmt.Fprintf(w, "lost: stripes %d to %d of band %d\n", l.From, l.To, l.Band)
 	}
@@ -356,8 +367,10 @@ func newCheckCommand(e env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "check",
 		Short: "Read and verify everything in the array",
-		Long: `Check reads every cell of every stripe, parity included, and verifies it. It works beside a running daemon
-or, when none runs, on the disks themselves. With admin: none the daemon cannot be asked. With --repair bad cells are rewritten from the good ones.
+		Long: `Check reads every superblock copy and every cell of every stripe, parity included, and verifies it. It works
+beside a running daemon or, when none runs, on the disks themselves, and reads as fast as it can. With
+--repair bad cells are rewritten from the good ones. What a running daemon does by itself is "coffer array
+scrub", which also says what the words for bad cells mean. With admin: none the daemon cannot be asked.
 
 Exit code 0 if everything that was written is there, 3 if something is bad, missing or lost.`,
 		Example: "  coffer array check --data /var/lib/coffer\n  coffer array check --repair --json",
@@ -384,14 +397,6 @@ Exit code 0 if everything that was written is there, 3 if something is bad, miss
 	f.bindOpen(cmd)
 	cmd.Flags().BoolVar(&repair, "repair", false, "rewrite bad cells")
 	return cmd
-}
-
-func printCheck(w io.Writer, r *disk.CheckReport) {
-	fmt.Fprintf(w, "%d bands, %d stripes, %d cells\n", r.Bands, r.Stripes, r.Cells)
-	fmt.Fprintf(w, "bad %d, missing %d, repaired %d cells; degraded %d, lost %d stripes\n", r.Bad, r.Missing, r.Repaired, r.Degraded, r.Lost)
-	for _, f := range r.Faults {
-		fmt.Fprintf(w, "  %s\n", f)
-	}
 }
 
 func newRebuildCommand(e env) *cobra.Command {

@@ -89,6 +89,7 @@ type Config struct {
 	TLS      TLSConfig      `yaml:"tls"`
 	Log      LogConfig      `yaml:"log"`
 	Hardware HardwareConfig `yaml:"hardware"`
+	Scrub    ScrubConfig    `yaml:"scrub"`
 	Limits   LimitsConfig   `yaml:"limits"`
 }
 
@@ -134,6 +135,19 @@ type HardwareConfig struct {
 	SkipBenchmark bool `yaml:"skip_benchmark"`
 }
 
+// ScrubConfig is about the background sweep that verifies and repairs everything stored.
+type ScrubConfig struct {
+	// Enabled lets sweeps begin by themselves. Default: true. Without it they begin when `coffer array scrub` asks for one.
+	Enabled *bool `yaml:"enabled"`
+
+	// Every is the time from the start of a sweep to that of the next, up to a tenth more or less by chance. Default: 30d.
+	Every Period `yaml:"every"`
+
+	// Rate is how many bytes a sweep reads per second at most, over all disks together. Default: 64MiB. Size it so that a sweep ends
+	// well within Every.
+	Rate Size `yaml:"rate"`
+}
+
 // LimitsConfig bounds what clients may take.
 type LimitsConfig struct {
 	// Connections is how many may be open at once on each S3 listener. Default: 4096.
@@ -158,6 +172,8 @@ const (
 	defaultStall       = time.Minute
 	defaultIdle        = 2 * time.Minute
 	defaultShutdown    = 30 * time.Second
+	defaultScrubEvery  = Period(30 * day)
+	defaultScrubRate   = Size(64 << 20)
 
 	freshSSES3         = "sse-s3"
 	freshNotFound      = "not-found"
@@ -165,7 +181,30 @@ const (
 	minEmbeddedDisk    = 256 << 20
 	maxConfigBytes     = 1 << 20
 	maxConnectionLimit = 1 << 20
+	minScrubEvery      = Period(time.Hour)
+	minScrubRate       = Size(1 << 20)
 )
+
+const day = 24 * time.Hour
+
+// Period is a duration that may be given in whole days: 30d.
+type Period time.Duration
+
+// UnmarshalYAML reads a period from a scalar.
+func (p *Period) UnmarshalYAML(n *yaml.Node) error {
+	if digits, ok := strings.CutSuffix(n.Value, "d"); ok {
+		if days, err := strconv.ParseUint(digits, 10, 16); err == nil {
+			*p = Period(time.Duration(days) * day)
+			return nil
+		}
+	}
+	d, err := time.ParseDuration(n.Value)
+	if err != nil || n.Kind != yaml.ScalarNode {
+		return fmt.Errorf("line %d: period %q: want a number and a unit, such as 30d or 12h", n.Line, n.Value)
+	}
+	*p = Period(d)
+	return nil
+}
 
 // Size is a number of bytes, written as 512MiB, 8GiB, 1TiB, 10GB or a plain number.
 type Size uint64
@@ -279,6 +318,10 @@ func (c *Config) setDefaults() {
 	setDefault(&c.S3.WrongCustomerKeyStatus, http.StatusForbidden)
 	setDefault(&c.Log.Level, "info")
 	setDefault(&c.Log.Format, "text")
+	enabled := true
+	setDefault(&c.Scrub.Enabled, &enabled)
+	setDefault(&c.Scrub.Every, defaultScrubEvery)
+	setDefault(&c.Scrub.Rate, defaultScrubRate)
 	setDefault(&c.Limits.Connections, defaultConnections)
 	setDefault(&c.Limits.Stall, defaultStall)
 	setDefault(&c.Limits.Idle, defaultIdle)
@@ -345,6 +388,12 @@ func (c *Config) Validate() error {
 	}
 	if c.Log.Format != "text" && c.Log.Format != "json" {
 		fault("log.format: %q is neither text nor json", c.Log.Format)
+	}
+	if c.Scrub.Every < minScrubEvery {
+		fault("scrub.every: %v is below %v", time.Duration(c.Scrub.Every), time.Duration(minScrubEvery))
+	}
+	if c.Scrub.Rate < minScrubRate {
+		fault("scrub.rate: %v is below %v", c.Scrub.Rate, minScrubRate)
 	}
 	if n := c.Limits.Connections; n < 1 || n > maxConnectionLimit {
 		fault("limits.connections: %d is not in 1..%d", n, maxConnectionLimit)

@@ -37,6 +37,7 @@ tls: {hosts: [s3.example.org]}
 log: {level: debug, format: json}
 hardware: {pin: {aes-256-gcm: stdlib}}
 limits: {connections: 10, stall: 90s}
+scrub: {enabled: false, every: 7d, rate: 100MiB}
 `
 	c, err := loadConfig(writeTemp(t, "c.yaml", all))
 	if err != nil {
@@ -47,6 +48,7 @@ limits: {connections: 10, stall: 90s}
 		EmbeddedDiskSize: 1 << 30, Algorithm: "chacha20-poly1305", S3: S3Config{"not-found", 400}, TLS: TLSConfig{Hosts: []string{"s3.example.org"}},
 		Log: LogConfig{Level: "debug", Format: "json"}, Hardware: HardwareConfig{Pin: map[string]string{"aes-256-gcm": "stdlib"}},
 		Limits: LimitsConfig{Connections: 10, Stall: 90 * time.Second},
+		Scrub:  ScrubConfig{Enabled: new(bool), Every: Period(7 * day), Rate: 100 << 20},
 	}
 	if diff := cmp.Diff(want, c); diff != "" {
 		t.Errorf("config (-want +got):\n%s", diff)
@@ -70,6 +72,8 @@ func TestLoadConfigStrict(t *testing.T) {
 		"size":               {"embedded_disk_size: 8 elephants", "want a number and a unit"},
 		"size too large":     {"embedded_disk_size: 9999999999TiB", "want a number and a unit"},
 		"duration":           {"limits: {stall: forever}", "cannot unmarshal"},
+		"period":             {"scrub: {every: monthly}", `want a number and a unit, such as 30d`},
+		"period too long":    {"scrub: {every: 99999999d}", `want a number and a unit, such as 30d`},
 	} {
 		if _, err := loadConfig(writeTemp(t, "c.yaml", tt.content)); err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%s: got %v, want %q", name, err, tt.want)
@@ -101,6 +105,7 @@ func TestValidate(t *testing.T) {
 		"plaintext allowed":      {func(c *Config) { c.HTTP, c.AllowPlaintextOnNetwork = ":80", true }, nil},
 		"admin on network":       {func(c *Config) { c.Admin = "192.0.2.1:80" }, []string{"allow_admin_on_network: true"}},
 		"admin allowed":          {func(c *Config) { c.Admin, c.AllowAdminOnNetwork = ":80", true }, nil},
+		"scrub too often":        {func(c *Config) { c.Scrub.Every, c.Scrub.Rate = Period(time.Minute), 1 }, []string{"scrub.every: 1m0s is below 1h0m0s", "scrub.rate: 1B is below 1MiB"}},
 		"admin off":              {func(c *Config) { c.Admin = "none" }, nil},
 		"all at once": {func(c *Config) {
 			c.Listen, c.Algorithm, c.Log.Level, c.Log.Format, c.TLS.CertFile = "9000", "rot13", "loud", "xml", "x.crt"

@@ -19,6 +19,7 @@ import (
 //	index/         sealed cache of the log, rebuilt from the disks when lost
 //	index.corrupt  the index proved corrupt: it is rebuilt at the next start
 //	keys/root.key  key of the file slot
+//	scrub.json     when the array was swept last, and what was found
 //	run/           addresses of the running daemon's listeners
 //	tls/           private CA and server certificate
 type dataDir string
@@ -28,6 +29,7 @@ func (d dataDir) arrayFile() string { return filepath.Join(string(d), "array.yam
 func (d dataDir) disks() string     { return filepath.Join(string(d), "disks") }
 func (d dataDir) index() string     { return filepath.Join(string(d), "index") }
 func (d dataDir) rootKey() string   { return filepath.Join(string(d), "keys", "root.key") }
+func (d dataDir) scrub() string     { return filepath.Join(string(d), "scrub.json") }
 func (d dataDir) run() string       { return filepath.Join(string(d), "run") }
 func (d dataDir) tls() string       { return filepath.Join(string(d), "tls") }
 

@@ -26,7 +26,7 @@ const (
 	exitOK        = 0
 	exitFailure   = 1 // the operation failed
 	exitUsage     = 2 // wrong command, flag, argument or configuration
-	exitUnhealthy = 3 // status or check: the array is degraded, damaged or not open
+	exitUnhealthy = 3 // status, check or scrub: the array is degraded, damaged or not open
 	exitInUse     = 4 // another coffer process works with the data directory
 )
 
@@ -89,7 +89,7 @@ Exit codes:
     0  done
     1  the operation failed
     2  wrong command, flag, argument or configuration
-    3  array status, array check: the array is degraded, damaged or cannot be opened
+    3  array status, check, scrub: the array is degraded, damaged or cannot be opened
     4  another coffer process works with the data directory`
 
 func newRootCommand(e env) *cobra.Command {

@@ -221,6 +221,39 @@ func registerArray(r prometheus.Registerer, open func() *appliance) {
 	}))
 }
 
+// registerScrub exports what the scrub does and found.
+func registerScrub(r prometheus.Registerer, open func() *appliance) {
+	type st = *disk.ScrubStatus
+	samples := []sample[st]{
+		counter("scrub_bytes_total", "Bytes read by scrubs.", func(s st) float64 { return float64(s.Read) }),
+		gauge("scrub_running", "1 while a scrub is under way and not paused.", func(s st) float64 { return oneIf(s.State == "running") }),
+		gauge("scrub_progress_ratio", "How much of the array the scrub under way has behind it; 0 without one.", func(s st) float64 {
+			return float64(s.Done) / float64(max(s.Total, 1))
+		}),
+		gauge("scrub_last_completed_timestamp_seconds", "When a scrub ended last, Unix time; 0 for never.", func(s st) float64 {
+			if s.Last == nil {
+				return 0
+			}
+			return float64(s.Last.Ended.UnixMilli()) / 1000
+		}),
+	}
+	cells := counter("scrub_cells_total", "Cells, band headers and superblock copies that scrubs looked at, by what they found.",
+		func(v float64) float64 { return v }, "result")
+	r.MustRegister(collector(func(ch chan<- prometheus.Metric) {
+		app := open()
+		if app == nil {
+			return
+		}
+		s := app.scrub.Status()
+		for _, m := range samples {
+			m.send(ch, &s)
+		}
+		for _, v := range disk.Verdicts() {
+			cells.send(ch, float64(s.Found[v]), string(v))
+		}
+	}))
+}
+
 // diskMetrics returns what sends the metrics of one disk. They are labelled with its slot; the path, which may change, is in
 // coffer_disk_info.
 func diskMetrics() func(chan<- prometheus.Metric, *disk.DiskStatus) {

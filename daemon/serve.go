@@ -165,6 +165,7 @@ func (d *daemon) run(ctx context.Context) (err error) {
 		return err
 	}
 	registerArray(d.registry, d.app.Load)
+	registerScrub(d.registry, d.app.Load)
 	metrics := newS3Metrics(d.registry)
 	for {
 		app, err := openAppliance(ctx, &d.cfg, d.env.getenv, crypto, openMode{}, d.log)
@@ -182,6 +183,7 @@ func (d *daemon) run(ctx context.Context) (err error) {
 // runOn serves an open array until ctx ends or the index fails, and closes it.
 func (d *daemon) runOn(ctx context.Context, app *appliance, metrics *s3Metrics, admin *endpoint, n *news) (err error) {
 	defer func() { err = errors.Join(err, app.Close()) }()
+	app.scrub = startScrub(app.array, d.dir, &d.cfg.Scrub, d.log)
 	d.app.Store(app)
 	defer d.app.Store(nil)
 

@@ -45,6 +45,7 @@ type Array struct {
 	cancel context.CancelFunc
 	tasks  sync.WaitGroup
 	repair chan repairTask
+	scrub  atomic.Pointer[Scrub] // nil: not started
 	room   room
 	tight  atomic.Bool // new data should wait for compaction
 	full   atomic.Bool // only the reserve is left

@@ -308,7 +308,7 @@ func (s *bulkStream) reserve(ctx context.Context, a *Array, essential bool, bloc
 			}
 			continue
 		}
-		if s.band == nil || s.band.epoch != a.epochNow() || s.isSpoilt() {
+		if s.band == nil || s.band.epoch != a.epochNow() || s.isSpoilt(s.band) {
 			if err := s.openBand(a, essential); err != nil {
 				return bulkPlace{}, err
 			}
@@ -367,10 +367,11 @@ func (s *bulkStream) full() <-chan struct{} {
 	return s.changed
 }
 
-func (s *bulkStream) isSpoilt() bool {
+// isSpoilt reports whether the last stripe that failed lies in the band.
+func (s *bulkStream) isSpoilt(b *band) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.spoilt == s.band
+	return s.spoilt == b
 }
 
 // launched numbers the next place.

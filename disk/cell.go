@@ -151,8 +151,8 @@ type place struct {
 	off  uint32 // blocks in the extent
 }
 
-// parse checks the MAC and the place and returns the header.
-func (c *codec) parse(cell []byte, at place) (h header, err error) {
+// peek checks the MAC and returns the header, wherever it says that it belongs.
+func (c *codec) peek(cell []byte) (h header, err error) {
 	if len(cell) < headerSize || string(cell[:8]) != cellMagic || cell[8] != cellVersion {
 		return h, errCell
 	}
@@ -172,8 +172,13 @@ func (c *codec) parse(cell []byte, at place) (h header, err error) {
 	if diskID(b[16:32]) != c.array || h.width == 0 || h.rot >= h.width || h.blocks == 0 {
 		return h, errCell
 	}
-	if c.faults.noLocation {
-		return h, nil
+	return h, nil
+}
+
+// parse checks the MAC and the place and returns the header.
+func (c *codec) parse(cell []byte, at place) (h header, err error) {
+	if h, err = c.peek(cell); err != nil || c.faults.noLocation {
+		return h, err
 	}
 	if h.disk != at.disk || h.off != at.off || (at.band != 0 && h.band != at.band) {
 		return h, errCell

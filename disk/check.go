@@ -1,106 +1,627 @@
 package disk
 
 import (
+	"bytes"
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
+	"sync"
+	"sync/atomic"
 
 	"coffer/disk/internal/blockdev"
 )
 
 // CheckReport is what a check found. Counts are of cells unless they say otherwise.
 type CheckReport struct {
-	Bands    int `json:"bands"`
-	Stripes  int `json:"stripes"`
-	Cells    int `json:"cells"`    // that should be there, the headers of bands among them
-	Bad      int `json:"bad"`      // on a disk that is there, failing their checks
-	Missing  int `json:"missing"`  // on disks that are not there
-	Lost     int `json:"lost"`     // stripes with fewer good cells than data cells, or packed ones without a trace
-	Repaired int `json:"repaired"` // cells rewritten
-	Degraded int `json:"degraded"` // stripes with fewer good cells than they were written with
-	// Unfinished stripes were on their way when the power failed: nothing acknowledged is in them. Opening the array for writing
-	// completes them.
-	Unfinished int      `json:"unfinished"`
-	Faults     []string `json:"faults,omitempty"`
-	Losses     []Loss   `json:"losses,omitempty"`
+	Bands       int `json:"bands"`
+	Stripes     int `json:"stripes"`
+	Cells       int `json:"cells"`       // that should be there, the headers of bands among them
+	Superblocks int `json:"superblocks"` // copies of superblocks that should be there
+	Bad         int `json:"bad"`         // of both: on a disk that is there, failing their checks
+	Missing     int `json:"missing"`     // of both: on disks that are not there
+	Lost        int `json:"lost"`        // stripes with fewer good cells than data cells, or packed ones without a trace
+	Repaired    int `json:"repaired"`    // cells and copies rewritten, and read back
+	Degraded    int `json:"degraded"`    // stripes with fewer good cells than they were written with
+	// Mismatched stripes have parity that is not that of their data, though no cell fails its checks: which of them is wrong cannot be
+	// told, and none is rewritten.
+	Mismatched int `json:"mismatched"`
+	Records    int `json:"records"`  // packed stripes whose records were opened, as a sample
+	Unopened   int `json:"unopened"` // and those that did not open: losses
+	// Unfinished stripes and superblock copies were on their way when the power failed: nothing acknowledged is in them. Opening the
+	// array for writing completes them.
+	Unfinished int             `json:"unfinished"`
+	Found      map[Verdict]int `json:"found"` // cells and copies by verdict
+	Disks      []DiskReport    `json:"disks"` // by slot
+	Faults     []string        `json:"faults,omitempty"`
+	Losses     []Loss          `json:"losses,omitempty"`
+}
+
+// DiskReport is the part of a CheckReport about one disk.
+type DiskReport struct {
+	Slot  int             `json:"slot"`
+	Path  string          `json:"path,omitempty"`
+	Found map[Verdict]int `json:"found"`
 }
 
 // OK reports whether everything that was written is there.
-func (r CheckReport) OK() bool {
-	return r.Bad == 0 && r.Missing == 0 && r.Lost == 0 && len(r.Losses) == 0
+func (r *CheckReport) OK() bool {
+	return r.Bad == 0 && r.Missing == 0 && r.Lost == 0 && r.Mismatched == 0 && r.Unopened == 0 && len(r.Losses) == 0
+}
+
+// clone is a copy that shares nothing.
+func (r *CheckReport) clone() CheckReport {
+	c := *r
+	c.Found, c.Faults, c.Losses, c.Disks = maps.Clone(r.Found), slices.Clone(r.Faults), slices.Clone(r.Losses), slices.Clone(r.Disks)
+	for i := range c.Disks {
+		c.Disks[i].Found = maps.Clone(c.Disks[i].Found)
+	}
+	return c
 }
 
 // maxFaults bounds the list of faults in a report.
 const maxFaults = 100
 
+func (r *CheckReport) fault(format string, args ...any) {
+	if len(r.Faults) < maxFaults {
+		r.Faults = append(r.Faults, fmt.Sprintf(format, args...))
+	}
+}
+
 // CheckOptions configure Check.
 type CheckOptions struct {
 	Repair   bool                  // rewrite bad cells
+	Sample   int                   // open the records of one packed stripe in so many; 0: of none
 	Progress func(done, total int) // bands; may be nil
 }
 
-// Check reads every stripe of every band past all caches and verifies each cell, parity included.
+// Check reads every superblock copy and every stripe of every band past all caches and verifies each cell, and parity against data.
 func (a *Array) Check(ctx context.Context, opt CheckOptions) (CheckReport, error) {
-	opt.Repair = opt.Repair && !a.opt.ReadOnly
-	// What is on its way now, and what comes later, is none of this check's. The bands listed below have all stripes up to here.
-	until, bulkUntil, epoch := a.log.acked.Load(), a.bulk.oldest(), a.epochNow()
-	bands := a.sortedBands()
-	a.mu.RLock()
-	rep := CheckReport{Bands: len(bands), Losses: append([]Loss(nil), a.losses...)}
-	a.mu.RUnlock()
-	r := a.newRecovery()
-	c, err := a.numbering(until)
+	p, err := a.newPass(opt)
 	if err != nil {
-		return rep, err
+		return CheckReport{}, err
 	}
-	last, unclean := a.lastBulk(), a.opt.ReadOnly && !a.super.clean
-	for i, b := range bands {
-		if _, err := a.pinBand(b.num); err != nil {
-			if c.freed, err = a.opt.State.Freed(); err != nil { // it was freed since the list was made
-				return rep, err
-			}
-			continue
-		}
-		err := a.checkBand(ctx, b, &rep, opt, func(w *wholeStripe) error {
-			void := b.kind == kindPacked && w.head.stripe > min(r.limit[b.num], until) ||
-				b.kind == kindBulk && b.epoch >= epoch && w.head.stripe >= bulkUntil
-			if void || (b.kind == kindBulk && b.epoch != epoch && w.goodCells() < int(w.head.data)) {
-				return nil // never acknowledged, not yet, or a torn stripe that no record names
-			}
-			if b.kind == kindPacked {
-				c.seen(b.num, w.head.stripe, &rep)
-			}
-			if unclean && slices.Contains(w.bad[:w.width()], true) && (w.head.stripe > a.mark && b.kind == kindPacked || slices.Contains(last, b)) {
-				rep.Unfinished++
-				return nil
-			}
-			return a.checkStripe(w, &rep, opt)
-		})
-		b.unpin()
-		if err != nil {
-			return rep, err
-		}
-		if opt.Progress != nil {
-			opt.Progress(i+1, len(bands))
-		}
-	}
-	c.seen(0, until+1, &rep)
-	return rep, nil
+	err = p.sweep(ctx)
+	return p.report(), err
 }
 
-// checkBand verifies the headers of a band and calls fn for its stripes.
-func (a *Array) checkBand(ctx context.Context, b *band, rep *CheckReport, opt CheckOptions, fn func(*wholeStripe) error) error {
-	if err := a.checkBandHeaders(ctx, b, rep, opt); err != nil {
+// pass is one walk over all that an array holds: a check, or a scrub. It judges what was there when it began.
+type pass struct {
+	a     *Array
+	opt   CheckOptions
+	bands []*band
+	from  uint64 // bands below were visited by an earlier process
+
+	// What is on its way when the pass begins, and what comes later, is none of its. The bands listed have all stripes up to here.
+	until, bulkUntil, epoch uint64
+
+	limit   map[uint64]uint64 // last packed stripe that stands, by band
+	numbers numbering
+	unclean bool    // the array was not closed, and is read only
+	last    []*band // with unclean: bulk bands that could have unfinished stripes
+	packed  int     // stripes seen, for the sample
+	scratch []byte  // for recomputed parity
+
+	pace   func(context.Context) error // called behind each step, when the pass holds nothing; may be nil
+	passed func(*band)                 // called behind each band; may be nil
+
+	read  atomic.Int64 // bytes
+	done  atomic.Int64 // bytes of extents that are behind the pass
+	total int64        // bytes of the extents of all bands
+
+	mu    sync.Mutex // guards all below
+	rep   CheckReport
+	found map[Verdict]int // as in rep, but of this process alone
+}
+
+func (a *Array) newPass(opt CheckOptions) (*pass, error) {
+	opt.Repair = opt.Repair && !a.opt.ReadOnly
+	p := &pass{a: a, opt: opt, until: a.log.acked.Load(), bulkUntil: a.bulk.oldest(), epoch: a.epochNow(), found: map[Verdict]int{}}
+	p.bands = a.sortedBands()
+	for _, b := range p.bands {
+		p.total += int64(len(b.members)) * a.geo.ExtentSize
+	}
+	a.mu.RLock()
+	p.rep = CheckReport{Found: map[Verdict]int{}, Losses: slices.Clone(a.losses)}
+	for _, d := range a.slots() {
+		p.rep.Disks = append(p.rep.Disks, DiskReport{Slot: d.slot, Path: d.path, Found: map[Verdict]int{}})
+	}
+	p.unclean = a.opt.ReadOnly && !a.super.clean
+	a.mu.RUnlock()
+	p.limit = a.newRecovery().limit
+	if p.unclean {
+		p.last = a.lastBulk()
+	}
+	var err error
+	p.numbers, err = a.numbering(p.until)
+	return p, err
+}
+
+// run implements runner and counts what is read.
+func (p *pass) run(ops []blockdev.Op) error {
+	for i := range ops {
+		p.read.Add(int64(len(ops[i].Buf)))
+	}
+	return p.a.run(ops)
+}
+
+// report is what was found so far.
+func (p *pass) report() CheckReport {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.rep.clone()
+}
+
+// note changes the report.
+func (p *pass) note(f func(r *CheckReport)) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	f(&p.rep)
+}
+
+// count adds the verdict on a cell of a disk.
+func (p *pass) count(slot int, v Verdict) {
+	p.note(func(r *CheckReport) {
+		r.Found[v]++
+		r.Disks[slot].Found[v]++
+		p.found[v]++
+		switch v {
+		case CellGood:
+		case CellMissing:
+			r.Missing++
+		case CellRepaired:
+			r.Repaired++
+		default:
+			r.Bad++
+		}
+	})
+}
+
+// rewritten counts a cell that was written again.
+func (p *pass) rewritten(slot int, kept bool, what string) {
+	if kept {
+		p.count(slot, CellRepaired)
+		return
+	}
+	p.note(func(r *CheckReport) {
+		r.fault("%s: %s: not there after it was rewritten", p.a.slots()[slot].path, what)
+	})
+}
+
+// sweep verifies the superblocks, then band after band.
+func (p *pass) sweep(ctx context.Context) error {
+	if p.from == 0 {
+		if err := p.superblocks(); err != nil {
+			return err
+		}
+	}
+	behind := int64(0)
+	for i, b := range p.bands {
+		size := int64(len(b.members)) * p.a.geo.ExtentSize
+		if b.num >= p.from {
+			if err := p.band(ctx, b, behind); err != nil {
+				return err
+			}
+		}
+		behind += size
+		p.done.Store(behind)
+		if p.passed != nil {
+			p.passed(b)
+		}
+		if p.opt.Progress != nil {
+			p.opt.Progress(i+1, len(p.bands))
+		}
+	}
+	p.note(func(r *CheckReport) { p.numbers.seen(0, p.until+1, r) })
+	return nil
+}
+
+// band verifies a band step by step. Between steps it is not pinned: who wants to free it need not wait for a pass that is held to a
+// rate, or paused.
+func (p *pass) band(ctx context.Context, b *band, behind int64) error {
+	for off := uint32(0); off < p.a.geo.extentBlocks(); {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		next, err := p.step(ctx, b, off)
+		if errors.Is(err, ErrGone) && !p.numbers.unknown {
+			p.numbers.freed, err = p.a.opt.State.Freed() // it was freed since the pass began
+			return err
+		}
+		if err != nil {
+			return err
+		}
+		off = next
+		p.done.Store(behind + int64(off)*BlockSize*int64(len(b.members)))
+		if p.pace != nil {
+			if err := p.pace(ctx); err != nil {
+				return err
+			}
+		}
+	}
+	p.note(func(r *CheckReport) { r.Bands++ })
+	return nil
+}
+
+// step verifies what is at block off of a band: its headers at 0, else the next stripe. It returns where the next step begins.
+func (p *pass) step(ctx context.Context, b *band, off uint32) (uint32, error) {
+	if _, err := p.a.pinBand(b.num); err != nil {
+		return 0, err
+	}
+	defer b.unpin()
+	if off == 0 {
+		for pos := range b.members {
+			if err := p.bandHeader(ctx, b, pos); err != nil {
+				return 0, err
+			}
+		}
+		return 1, nil
+	}
+	w, next, err := p.a.nextStripe(ctx, p, b, off)
+	if err != nil || w == nil {
+		return p.a.geo.extentBlocks(), err
+	}
+	defer w.release()
+	return next, p.stripe(w)
+}
+
+// stripe verifies one that stands.
+func (p *pass) stripe(w *wholeStripe) error {
+	b, h := w.band, &w.head
+	void := b.kind == kindPacked && h.stripe > min(p.limit[b.num], p.until) || b.kind == kindBulk && b.epoch >= p.epoch && h.stripe >= p.bulkUntil
+	torn := b.kind == kindBulk && w.goodCells() < int(h.data) && (b.epoch != p.epoch || p.a.bulk.isSpoilt(b))
+	if void && !p.a.opt.faults.noInFlight || torn {
+		return nil // never acknowledged, not yet, or a torn stripe that no record names
+	}
+	if b.kind == kindPacked {
+		p.note(func(r *CheckReport) { p.numbers.seen(b.num, h.stripe, r) })
+	}
+	if p.unclean && slices.Contains(w.bad[:w.width()], true) && (h.stripe > p.a.mark && b.kind == kindPacked || slices.Contains(p.last, b)) {
+		p.note(func(r *CheckReport) { r.Unfinished++ })
+		return nil
+	}
+	return p.cells(w)
+}
+
+// cells judges the cells of a stripe, and rewrites those that are bad.
+func (p *pass) cells(w *wholeStripe) error {
+	n := w.width()
+	decodable := w.goodCells() >= int(w.head.data)
+	var found [MaxWidth][]byte
+	for r := range n {
+		if w.bad[r] && !w.dark[r] {
+			found[r] = bytes.Clone(w.cells[r]) // what is rebuilt takes its place
+		}
+	}
+	var ops []blockdev.Op
+	contradiction := false
+	if decodable {
+		var err error
+		if p.a.opt.faults.trustData {
+			w.believeData()
+		}
+		if ops, err = w.restore(); err != nil {
+			return err
+		}
+		if contradiction, err = p.contradicts(w); err != nil {
+			return err
+		}
+	}
+	worse := false
+	for r := range n {
+		v := p.a.judgeCell(w, r, found[r], decodable)
+		worse = worse || v != CellGood
+		pos := w.head.member(r)
+		p.count(w.band.members[pos].slot, v)
+		if w.bad[r] {
+			path := p.a.slots()[w.band.members[pos].slot].path
+			p.note(func(rep *CheckReport) {
+				rep.fault("%s: band %x block %d: cell %d of %d is %s", path, w.band.num, w.head.off, r, n, v)
+			})
+		}
+	}
+	p.note(func(r *CheckReport) {
+		r.Stripes++
+		r.Cells += n
+		if worse {
+			r.Degraded++
+		}
+		switch {
+		case !decodable:
+			r.Lost++
+		case contradiction:
+			r.Mismatched++
+			r.fault("band %x block %d: parity is not that of the data, and no cell fails its checks", w.band.num, w.head.off)
+		}
+	})
+	if !decodable || contradiction {
+		return nil
+	}
+	if err := p.openRecords(w); err != nil || !p.opt.Repair || len(ops) == 0 {
 		return err
 	}
-	return a.eachStripe(ctx, b, fn)
+	return p.repair(w, ops)
+}
+
+// judgeCell is the verdict on a cell of a stripe, of which found was there if it is bad; if the stripe is decodable, what should be
+// there has taken its place.
+func (a *Array) judgeCell(w *wholeStripe, role int, found []byte, decodable bool) Verdict {
+	switch {
+	case w.good[role]:
+		return CellGood
+	case !w.bad[role]:
+		return CellMissing
+	case w.dark[role]:
+		return CellUnreadable
+	}
+	at := w.band.members[w.head.member(role)]
+	like := w.head
+	like.role, like.disk = uint8(role), a.slots()[at.slot].id
+	var want []byte
+	if decodable {
+		want = w.cells[role]
+	}
+	return a.judge(found, want, &like, at)
+}
+
+// paritySlice is how much parity is recomputed at a time, bytes of each cell.
+const paritySlice = 64 << 10
+
+// contradicts reports whether the parity cells that are good are not those of the data cells of a complete stripe. A checksum proves that
+// a cell is as it was written, not that it was written right.
+func (p *pass) contradicts(w *wholeStripe) (bool, error) {
+	d, n := int(w.head.data), w.width()
+	if n == d {
+		return false, nil
+	}
+	coder, err := p.a.opt.Crypto.Coder(d, n-d)
+	if err != nil {
+		return false, err
+	}
+	if need := (n - d) * paritySlice; len(p.scratch) < need {
+		p.scratch = make([]byte, need)
+	}
+	var shards [MaxWidth][]byte
+	for at := w.head.start(); at < len(w.cells[0]); at += paritySlice {
+		end := min(at+paritySlice, len(w.cells[0]))
+		for r := range n {
+			if shards[r] = p.scratch[max(r-d, 0)*paritySlice:][:end-at]; r < d {
+				shards[r] = w.cells[r][at:end]
+			}
+		}
+		if err := coder.Encode(shards[:d], shards[d:n]); err != nil {
+			return false, err
+		}
+		for r := d; r < n; r++ {
+			if w.good[r] && !bytes.Equal(shards[r], w.cells[r][at:end]) {
+				return true, nil
+			}
+		}
+	}
+	return false, nil
+}
+
+// openRecords opens the records of one packed stripe in so many. A checksum that holds around a seal that does not is a loss.
+func (p *pass) openRecords(w *wholeStripe) error {
+	if w.head.kind != kindPacked || p.opt.Sample == 0 {
+		return nil
+	}
+	if p.packed++; p.packed%p.opt.Sample != 0 {
+		return nil
+	}
+	_, err := p.a.decodeEntries(w)
+	if err != nil && !errors.Is(err, ErrCorrupt) {
+		return fmt.Errorf("open records of stripe %d: %w", w.head.stripe, err) // keys are missing: nothing is wrong with the records
+	}
+	loss := Loss{Band: w.band.num, From: w.head.stripe, To: w.head.stripe}
+	if err != nil {
+		p.a.noteLoss(loss)
+	}
+	p.note(func(r *CheckReport) {
+		r.Records++
+		if err == nil {
+			return
+		}
+		r.Unopened++
+		r.fault("band %x block %d: the records of stripe %d do not open: %v", w.band.num, w.head.off, w.head.stripe, err)
+		if !slices.Contains(r.Losses, loss) {
+			r.Losses = append(r.Losses, loss)
+		}
+	})
+	return nil
+}
+
+// repair rewrites the bad cells of a stripe and reads them back. A disk that refuses is fenced.
+func (p *pass) repair(w *wholeStripe, ops []blockdev.Op) error {
+	a := p.a
+	failed, err := w.write(ops)
+	if err != nil {
+		return err
+	}
+	kept, reads, err := a.readBack(p, ops, func(op *blockdev.Op) bool {
+		at := place{disk: a.diskOf[op.Dev].Load().id, band: w.band.num, off: w.head.off}
+		h, err := a.codec.parse(op.Buf, at)
+		return err == nil && h.sameStripe(&w.head) && a.codec.verify(op.Buf, &h)
+	})
+	w.ops = append(w.ops, reads...)
+	if err != nil {
+		return err
+	}
+	for i := range ops {
+		p.rewritten(a.diskOf[ops[i].Dev].Load().slot, kept[i], fmt.Sprintf("band %x block %d", w.band.num, w.head.off))
+	}
+	if len(failed) > 0 {
+		return a.log.fail(failed)
+	}
+	return nil
+}
+
+// bandHeader verifies the header block of a band on one member. Any one of them would do to find the band.
+func (p *pass) bandHeader(ctx context.Context, b *band, pos int) error {
+	a, m := p.a, b.members[pos]
+	buf, err := a.meta.Get(ctx, BlockSize)
+	if err != nil {
+		return err
+	}
+	var ops []blockdev.Op
+	defer func() { release(&buf, ops) }()
+	p.note(func(r *CheckReport) { r.Cells++ })
+	op, ok := a.op(b, pos, 0, 0, buf.Bytes()[:BlockSize])
+	if !ok {
+		p.count(m.slot, CellMissing)
+		return nil
+	}
+	d := a.slots()[m.slot]
+	look := func() (bool, error) {
+		ops = append(ops[:0], op)
+		if err := p.run(ops); err != nil || ops[0].Err != nil {
+			return false, err
+		}
+		got, at, err := a.codec.parseBand(op.Buf, d.id)
+		return err == nil && at == pos && got.num == b.num && got.nonce == b.nonce && slices.Equal(got.members, b.members), nil
+	}
+	good, err := look()
+	if err != nil {
+		return err
+	}
+	v := CellGood
+	switch {
+	case ops[0].Stuck:
+		v = CellMissing
+	case ops[0].Err != nil:
+		v = CellUnreadable
+	case !good:
+		want := make([]byte, BlockSize)
+		a.codec.putBand(want, b, pos, d.id)
+		like, err := a.codec.peek(want)
+		if err != nil {
+			panic("disk: a band header that was just made does not verify")
+		}
+		v = a.judge(op.Buf, want, &like, m)
+	}
+	p.count(m.slot, v)
+	if v == CellGood || v == CellMissing {
+		return nil
+	}
+	p.note(func(r *CheckReport) { r.fault("%s: band %x: its header is %s", d.path, b.num, v) })
+	if !p.opt.Repair {
+		return nil
+	}
+	if err := a.rewriteBandHeader(ctx, b, pos, d); err != nil {
+		return a.log.fail([]*disk{d})
+	}
+	if good, err = look(); err == nil {
+		p.rewritten(m.slot, good, fmt.Sprintf("header of band %x", b.num))
+	}
+	return err
+}
+
+// superblocks verifies all copies on all disks.
+func (p *pass) superblocks() error {
+	failed, err := p.superblocksNow()
+	if err == nil && len(failed) > 0 {
+		err = p.a.log.fail(failed)
+	}
+	return err
+}
+
+// superblocksNow is superblocks with no epoch beginning meanwhile. It returns the disks that refused a copy.
+func (p *pass) superblocksNow() (failed []*disk, err error) {
+	a := p.a
+	a.rlockGate()
+	defer a.gate.RUnlock()
+	shared := new(superblock)
+	var devs []int
+	var live []*disk
+	a.mu.RLock()
+	*shared = a.super
+	for _, d := range a.slots() {
+		if d.present() {
+			devs, live = append(devs, d.gi), append(live, d)
+		}
+	}
+	a.mu.RUnlock()
+	raws, _, err := readSupers(a.group, a.meta, devs)
+	if err != nil {
+		return nil, err
+	}
+	p.read.Add(superMemory(len(devs)))
+	for i, d := range live {
+		want := d.super // of a disk that nothing was written to
+		if !a.opt.ReadOnly {
+			s := *shared
+			s.disk, s.slot, s.diskSize = d.id, d.slot, d.dev.Limits().Size
+			want = &s
+		}
+		for c := range superCopies {
+			ok, err := p.superCopy(d, want, c, raws[i][c])
+			if err != nil {
+				return failed, err
+			}
+			if !ok {
+				failed = append(failed, d)
+			}
+		}
+	}
+	for _, d := range a.slots() {
+		if !slices.Contains(live, d) {
+			for range superCopies {
+				p.note(func(r *CheckReport) { r.Superblocks++ })
+				p.count(d.slot, CellMissing)
+			}
+		}
+	}
+	return failed, nil
+}
+
+// superCopy verifies one copy, rewrites it if it is bad, and reports whether the disk took that.
+func (p *pass) superCopy(d *disk, want *superblock, c int, raw []byte) (bool, error) {
+	a, key := p.a, p.a.opt.Keys.SuperblockKey()
+	v := judgeSuper(raw, want, c, key)
+	// A copy that differs before the array was opened for writing may be the one that the power failed on, even if the others say that
+	// the array was closed: then the change had just begun.
+	unfinished := p.a.opt.ReadOnly && (v == CellStale || v == CellTorn || v == CellRot)
+	p.note(func(r *CheckReport) {
+		r.Superblocks++
+		if unfinished {
+			r.Unfinished++
+			r.fault("%s: superblock copy %d is %s, or was being written", d.path, c, v)
+		}
+	})
+	if unfinished {
+		return true, nil
+	}
+	p.count(d.slot, v)
+	if v == CellGood {
+		return true, nil
+	}
+	p.note(func(r *CheckReport) { r.fault("%s: superblock copy %d is %s", d.path, c, v) })
+	if got, err := decodeSuperblock(raw, c); err == nil && got.epoch().num > want.epoch().num || !p.opt.Repair || a.log.stopped() != nil {
+		return true, nil // an epoch that did not come to be is for the next opening to judge
+	}
+	buf, err := a.meta.Get(context.WithoutCancel(a.ctx), superSize)
+	if err != nil {
+		return true, err
+	}
+	ops := []blockdev.Op{{Dev: d.gi, Write: true, Durable: true, Off: int64(c) * superStride, Buf: buf.Bytes()[:superSize]}}
+	defer func() { release(&buf, ops) }()
+	copy(ops[0].Buf, want.encode(c, key))
+	if err := a.group.Run(ops); err != nil || ops[0].Err != nil {
+		return false, err
+	}
+	kept, reads, err := a.readBack(p, ops, func(op *blockdev.Op) bool { return judgeSuper(trimSuper(op.Buf), want, c, key) == CellGood })
+	ops = append(ops, reads...)
+	if err == nil {
+		p.rewritten(d.slot, kept[0], fmt.Sprintf("superblock copy %d", c))
+	}
+	return true, err
 }
 
 // numbering finds holes in the packed stream: a stripe of which no header is left cannot be seen otherwise.
 type numbering struct {
-	next, until uint64
+	next, until uint64        // next is 0 in a pass that goes on where an earlier one ended: it begins with what it sees first
 	band        uint64        // of the stripe before next
 	freed       []StripeRange // holes that are none
 	unknown     bool          // what was freed is not known: only holes within a band count
@@ -117,97 +638,13 @@ func (a *Array) numbering(until uint64) (numbering, error) {
 
 // seen counts what is missing in front of the stripe num of a band.
 func (c *numbering) seen(band, num uint64, rep *CheckReport) {
-	if end := min(num, c.until+1); c.next < end && (!c.unknown || band == c.band) {
+	if end := min(num, c.until+1); c.next > 0 && c.next < end && (!c.unknown || band == c.band) {
 		for _, r := range (StripeRange{c.next, end - 1}).without(c.freed) {
 			rep.Lost += int(r.To - r.From + 1)
 			rep.fault("packed stripes %d to %d: not found", r.From, r.To)
 		}
 	}
 	c.next, c.band = max(c.next, num+1), band
-}
-
-func (r *CheckReport) fault(format string, args ...any) {
-	if len(r.Faults) < maxFaults {
-		r.Faults = append(r.Faults, fmt.Sprintf(format, args...))
-	}
-}
-
-// checkBandHeaders verifies the header blocks of a band, one a member. Any one of them would do to find the band.
-func (a *Array) checkBandHeaders(ctx context.Context, b *band, rep *CheckReport, opt CheckOptions) error {
-	buf, err := a.meta.Get(ctx, BlockSize)
-	if err != nil {
-		return err
-	}
-	var ops []blockdev.Op
-	defer func() { release(&buf, ops) }()
-	for pos, m := range b.members {
-		rep.Cells++
-		op, ok := a.op(b, pos, 0, 0, buf.Bytes()[:BlockSize])
-		if !ok {
-			rep.Missing++
-			continue
-		}
-		ops = append(ops[:0], op)
-		if err := a.run(ops); err != nil {
-			return err
-		}
-		if ops[0].Stuck {
-			return ops[0].Err
-		}
-		d := a.slots()[m.slot]
-		got, at, err := a.codec.parseBand(op.Buf, d.id)
-		if ops[0].Err == nil && err == nil && at == pos && got.num == b.num && got.nonce == b.nonce && slices.Equal(got.members, b.members) {
-			continue
-		}
-		rep.Bad++
-		rep.fault("%s: band %x: its header fails its checks", d.path, b.num)
-		if opt.Repair {
-			if err := a.rewriteBandHeader(ctx, b, pos, d); err == nil {
-				rep.Repaired++
-			} else if err := a.log.fail([]*disk{d}); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-// checkStripe counts one stripe into the report.
-func (a *Array) checkStripe(w *wholeStripe, rep *CheckReport, opt CheckOptions) error {
-	rep.Stripes++
-	n := w.width()
-	rep.Cells += n
-	bad, missing := 0, 0
-	for role := range n {
-		switch {
-		case w.bad[role]:
-			bad++
-			d := a.slots()[w.band.members[w.head.member(role)].slot]
-			rep.fault("%s: band %x block %d: cell %d of %d fails its checks", d.path, w.band.num, w.head.off, role, n)
-		case !w.good[role]:
-			missing++
-		}
-	}
-	rep.Bad += bad
-	rep.Missing += missing
-	if bad+missing > 0 {
-		rep.Degraded++
-	}
-	if w.goodCells() < int(w.head.data) {
-		rep.Lost++
-		return nil
-	}
-	if opt.Repair && slices.Contains(w.bad[:n], true) {
-		failed, err := w.rewrite()
-		if err != nil {
-			return err
-		}
-		rep.Repaired += bad - len(failed)
-		if len(failed) > 0 {
-			return a.log.fail(failed)
-		}
-	}
-	return nil
 }
 
 // sortedBands lists the bands in the order in which they were opened.

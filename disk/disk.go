@@ -190,6 +190,7 @@ type Options struct {
 type faults struct {
 	noFlush, noRepair, noVerify, noNonce, noLocation bool
 	noMark, noPin                                    bool // of freed bands
+	trustData, noInFlight                            bool // of scrubs: parity is made anew from unverified data; what is being written is judged
 	noShadow                                         bool // the simulated caller forgets deletions with the band that they lie in
 }
 

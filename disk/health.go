@@ -47,7 +47,7 @@ func (a *Array) watchHealth() {
 			return
 		case <-tick.C:
 		}
-		for _, d := range a.judge(pulses) {
+		for _, d := range a.takePulse(pulses) {
 			a.logger.Error("disk too slow", "path", d.path, "slot", d.slot)
 			if err := a.log.fail([]*disk{d}); err != nil {
 				a.logger.Error("slow disk not fenced", "path", d.path, "err", err)
@@ -56,8 +56,8 @@ func (a *Array) watchHealth() {
 	}
 }
 
-// judge takes the pulse of every disk and returns those to be fenced.
-func (a *Array) judge(pulses map[*disk]*pulse) (fence []*disk) {
+// takePulse takes the pulse of every disk and returns those to be fenced.
+func (a *Array) takePulse(pulses map[*disk]*pulse) (fence []*disk) {
 	var live []*disk
 	var reads, writes []time.Duration
 	a.mu.RLock()

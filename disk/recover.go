@@ -209,11 +209,16 @@ func (b *band) window() int {
 
 // headersBehind yields the valid cell headers at blocks off..off+n of a band, in order of offset.
 func (a *Array) headersBehind(b *band, off uint32, n int) func(func(header) bool) {
+	return a.headersBehindBy(a, b, off, n)
+}
+
+// headersBehindBy is headersBehind with reads by run.
+func (a *Array) headersBehindBy(run runner, b *band, off uint32, n int) func(func(header) bool) {
 	return func(yield func(header) bool) {
 		const chunk = 64
 		end := min(off+uint32(n), a.geo.extentBlocks())
 		for ; off < end; off += chunk {
-			found, err := a.headersIn(b, off, int(min(chunk, end-off)))
+			found, err := a.headersIn(run, b, off, int(min(chunk, end-off)))
 			if err != nil {
 				return
 			}
@@ -227,7 +232,7 @@ func (a *Array) headersBehind(b *band, off uint32, n int) func(func(header) bool
 }
 
 // headersIn returns the valid cell headers in n blocks of a band.
-func (a *Array) headersIn(b *band, off uint32, n int) (found []header, err error) {
+func (a *Array) headersIn(run runner, b *band, off uint32, n int) (found []header, err error) {
 	buf, err := a.meta.Get(a.ctx, n*BlockSize*len(b.members))
 	if err != nil {
 		return nil, err
@@ -243,7 +248,7 @@ func (a *Array) headersIn(b *band, off uint32, n int) (found []header, err error
 	if len(ops) == 0 {
 		return nil, fmt.Errorf("search band %x: no disk left: %w", b.num, ErrCorrupt)
 	}
-	if err := a.run(ops); err != nil {
+	if err := run.run(ops); err != nil {
 		return nil, err
 	}
 	for blk := range n {
@@ -684,10 +689,19 @@ func (r *recovery) readMarks(ctx context.Context) error {
 
 // lost reports stripes that were acknowledged and cannot be read.
 func (r *recovery) lost(band, from, to uint64) {
-	r.a.logger.Error("acknowledged stripes lost", "band", band, "from", from, "to", to)
-	r.a.mu.Lock()
-	r.a.losses = append(r.a.losses, Loss{Band: band, From: from, To: to})
-	r.a.mu.Unlock()
+	r.a.noteLoss(Loss{Band: band, From: from, To: to})
+}
+
+// noteLoss reports a loss, and that it is a new one.
+func (a *Array) noteLoss(l Loss) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if slices.Contains(a.losses, l) {
+		return false
+	}
+	a.logger.Error("acknowledged stripes lost", "band", l.Band, "from", l.From, "to", l.To)
+	a.losses = append(a.losses, l)
+	return true
 }
 
 // lastBulk returns the bulk bands that could have had stripes on their way when the last epoch ended: the newest ones, as many as
@@ -812,27 +826,38 @@ func (a *Array) resyncBand(ctx context.Context, b *band, d *disk, stands func(*h
 
 // eachStripe visits the stripes of a band from front to back, stepping over holes.
 func (a *Array) eachStripe(ctx context.Context, b *band, fn func(*wholeStripe) error) error {
-	for off := uint32(1); off < a.geo.extentBlocks(); {
-		w, err := a.probe(ctx, b, off)
-		if err != nil {
+	for off := uint32(1); ; {
+		w, next, err := a.nextStripe(ctx, a, b, off)
+		if err != nil || w == nil {
 			return err
 		}
+		off = next
+		if err := w.use(fn); err != nil {
+			return err
+		}
+	}
+}
+
+// nextStripe reads by run the stripe of a band that begins at block off, or the first one behind it, and returns where that ends;
+// nil when there is none.
+func (a *Array) nextStripe(ctx context.Context, run runner, b *band, off uint32) (*wholeStripe, uint32, error) {
+	for off < a.geo.extentBlocks() {
+		w, err := a.probeBy(ctx, run, b, off)
+		if err != nil {
+			return nil, 0, err
+		}
 		if w != nil {
-			off += w.head.blocks
-			if err := w.use(fn); err != nil {
-				return err
-			}
-			continue
+			return w, off + w.head.blocks, nil
 		}
 		at := uint32(0)
-		for h := range a.headersBehind(b, off+1, b.window()) {
+		for h := range a.headersBehindBy(run, b, off+1, b.window()) {
 			at = h.off
 			break
 		}
 		if at <= off {
-			return nil
+			break
 		}
 		off = at
 	}
-	return nil
+	return nil, a.geo.extentBlocks(), nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"coffer/disk/internal/blockdev"
 )
@@ -18,6 +19,7 @@ type wholeStripe struct {
 	cells [MaxWidth][]byte
 	good  [MaxWidth]bool // header and checksum hold
 	bad   [MaxWidth]bool // the disk is there, its cell is not good
+	dark  [MaxWidth]bool // bad because the disk failed the read
 	// unread counts the cells of which the disk said nothing: it is gone, or failed the read.
 	unread int
 }
@@ -85,7 +87,7 @@ func (a *Array) readWholeBy(ctx context.Context, run runner, b *band, like heade
 			continue
 		}
 		w.bad[r] = true
-		if w.ops[i].Err != nil {
+		if w.dark[r] = w.ops[i].Err != nil; w.dark[r] {
 			continue
 		}
 		id := a.slots()[b.members[like.member(r)].slot].id
@@ -133,9 +135,8 @@ func (w *wholeStripe) reconstruct(use func(role int) bool, n int) error {
 	return coder.Reconstruct(shards, want)
 }
 
-// rewrite completes the stripe and writes the cells that are bad on live disks: the very bytes that were there. It returns the
-// disks that refused.
-func (w *wholeStripe) rewrite() ([]*disk, error) {
+// restore completes the stripe and returns the writes that put back what is bad on live disks: the very bytes that were there.
+func (w *wholeStripe) restore() ([]blockdev.Op, error) {
 	if err := w.complete(); err != nil {
 		return nil, err
 	}
@@ -152,13 +153,40 @@ func (w *wholeStripe) rewrite() ([]*disk, error) {
 		}
 		ops = append(ops, a.cellWrite(w, r, d))
 	}
-	if len(ops) == 0 {
-		return nil, nil
+	return ops, nil
+}
+
+// believeData is a seeded bug: whatever a disk returned as data is right, and parity is wrong.
+func (w *wholeStripe) believeData() {
+	d := int(w.head.data)
+	for r := range d {
+		if w.dark[r] || !w.good[r] && !w.bad[r] {
+			return // nothing was returned
+		}
 	}
-	err := a.group.Run(ops)
-	a.stats.repairs.Add(uint64(len(ops)))
+	if !slices.Contains(w.bad[:d], true) {
+		return
+	}
+	for r := range w.width() {
+		w.good[r], w.bad[r] = r < d, true
+	}
+}
+
+// rewrite writes the cells that are bad on live disks. It returns the disks that refused.
+func (w *wholeStripe) rewrite() ([]*disk, error) {
+	ops, err := w.restore()
+	if err != nil || len(ops) == 0 {
+		return nil, err
+	}
+	return w.write(ops)
+}
+
+// write runs the writes of restore.
+func (w *wholeStripe) write(ops []blockdev.Op) ([]*disk, error) {
+	err := w.a.group.Run(ops)
+	w.a.stats.repairs.Add(uint64(len(ops)))
 	w.ops = append(w.ops, ops...) // should one be stuck, the buffer is not released
-	return a.failedDisks(ops), err
+	return w.a.failedDisks(ops), err
 }
 
 // cellWrite makes a cell of a complete stripe again, as it was or would have been on d, and returns the write that puts it there.

@@ -93,6 +93,8 @@ func TestSimulationCatchesBugs(t *testing.T) {
 	}{
 		{"nomark", faults{noMark: true}, simKinds},
 		{"nopin", faults{noPin: true}, simKinds},
+		{"trustdata", faults{trustData: true}, simKinds},
+		{"noinflight", faults{noInFlight: true}, simKinds},
 		{"noshadow", faults{noShadow: true}, simKinds},
 		{"noflush", faults{noFlush: true}, simKinds},
 		{"norepair", faults{noRepair: true}, simKinds},
@@ -117,7 +119,7 @@ func TestSimulationCatchesBugs(t *testing.T) {
 const simKinds = blockdev.FaultRot | blockdev.FaultOverwrite | blockdev.FaultStale | blockdev.FaultMisplaced | blockdev.FaultBadRange |
 	blockdev.FaultLostWrite | blockdev.FaultMisdirect | blockdev.FaultFailOnce | blockdev.FaultDead | blockdev.FaultHung | blockdev.FaultFull
 
-type simStats struct{ cuts, acked, opens, stripes, faults, freed, replaced int }
+type simStats struct{ cuts, acked, opens, stripes, faults, freed, replaced, scrubs, mended int }
 
 func (s *simStats) add(o simStats) {
 	s.cuts += o.cuts
@@ -127,11 +129,14 @@ func (s *simStats) add(o simStats) {
 	s.faults += o.faults
 	s.freed += o.freed
 	s.replaced += o.replaced
+	s.scrubs += o.scrubs
+	s.mended += o.mended
 }
 
 func (s simStats) String() string {
-	return fmt.Sprintf("%d power cuts, %d opens, %d stripes, %d acknowledged records, %d bands freed, %d disks replaced, %d faults",
-		s.cuts, s.opens, s.stripes, s.acked, s.freed, s.replaced, s.faults)
+	return fmt.Sprintf("%d power cuts, %d opens, %d stripes, %d acknowledged records, %d bands freed, %d disks replaced, %d faults, "+
+		"%d scrubs ended, %d cells repaired by them",
+		s.cuts, s.opens, s.stripes, s.acked, s.freed, s.replaced, s.faults, s.scrubs, s.mended)
 }
 
 // sim is one run: a machine, an array on it, and what the clients know.
@@ -161,6 +166,7 @@ type sim struct {
 	// compacting is set while a band is emptied: what is in it must not be killed meanwhile, as a caller's locks see to.
 	compacting uint64
 	replacing  bool
+	scrubbing  *simTask
 }
 
 // simTask is a client of the engine in the middle of a call: a coroutine, so that the order in which calls go on is the seed's.
@@ -229,6 +235,13 @@ type taskGroup struct {
 
 func (g taskGroup) Run(ops []blockdev.Op) error {
 	if g.s.running == nil {
+		return g.SimGroup.Run(ops)
+	}
+	if g.s.running == g.s.scrubbing && !slices.ContainsFunc(ops, func(o blockdev.Op) bool { return o.Write }) {
+		// A scrub reads very often: it gives way now and then, and its reads fall between the writes of all others.
+		if g.s.rng.IntN(3) == 0 {
+			g.s.wait()
+		}
 		return g.SimGroup.Run(ops)
 	}
 	t, err := g.Start(ops)
@@ -376,6 +389,8 @@ func (s *sim) act() {
 	switch r := s.rng.IntN(25); {
 	case r == 24 && s.rng.IntN(3) == 0:
 		s.replace()
+	case r == 24:
+		s.scrub()
 	case r >= 22:
 		s.kill()
 	case r >= 20:
@@ -633,6 +648,27 @@ func (s *sim) release(b Band, run StripeRange) error {
 	return nil
 }
 
+// scrub begins a sweep that repairs what it finds.
+func (s *sim) scrub() {
+	if s.scrubbing != nil || len(s.tasks) >= maxSimTasks {
+		return
+	}
+	s.spawn(func() {
+		s.scrubbing = s.running
+		defer func() { s.scrubbing = nil }()
+		rep, err := s.a.Check(context.Background(), CheckOptions{Repair: true, Sample: 1})
+		s.say("scrubbed: %+v, %v", rep, err)
+		if err != nil || s.world.Off() {
+			return
+		}
+		s.stats.scrubs++
+		s.stats.mended += rep.Repaired
+		if rep.Lost > 0 || rep.Mismatched > 0 || rep.Unopened > 0 || len(s.suspect) == 0 && !rep.OK() {
+			panic(fmt.Sprintf("scrub: %+v", rep))
+		}
+	})
+}
+
 // putBulk begins to write a stripe, among others, and to queue the record that names it.
 func (s *sim) putBulk() {
 	if len(s.tasks) >= maxSimTasks {
@@ -792,7 +828,7 @@ func (s *sim) drop() {
 	for _, t := range s.tasks {
 		t.stop()
 	}
-	s.tasks, s.compacting, s.replacing = nil, 0, false
+	s.tasks, s.compacting, s.replacing, s.scrubbing = nil, 0, false, nil
 	for _, f := range s.flight {
 		f.s.buf.Release()
 	}
@@ -987,8 +1023,8 @@ func (s *sim) final() error {
 	if err := s.verify(); err != nil {
 		return fmt.Errorf("final: %w", err)
 	}
-	rep, err := s.a.Check(context.Background(), CheckOptions{})
-	if err != nil || rep.Lost > 0 || rep.Bad > 0 || (len(s.suspect) == 0 && !rep.OK()) {
+	rep, err := s.a.Check(context.Background(), CheckOptions{Sample: 1})
+	if err != nil || rep.Lost > 0 || rep.Bad > 0 || rep.Mismatched > 0 || rep.Unopened > 0 || (len(s.suspect) == 0 && !rep.OK()) {
 		return fmt.Errorf("final: check: %+v, %v", rep, err)
 	}
 	for _, r := range s.state.sorted() {

@@ -60,6 +60,7 @@ type Status struct {
 	IOReason   string       `json:"io_reason,omitempty"`
 	Disks      []DiskStatus `json:"disks"`
 	Losses     []Loss       `json:"losses,omitempty"`
+	Scrub      *ScrubStatus `json:"scrub,omitempty"`
 
 	Commits         uint64 `json:"-"` // packed stripes written since open
 	Records         uint64 `json:"-"`
@@ -73,6 +74,11 @@ func (a *Array) Status() Status {
 	a.log.mu.Lock()
 	stopped := a.log.err
 	a.log.mu.Unlock()
+	var scrub *ScrubStatus
+	if s := a.scrub.Load(); s != nil {
+		st := s.Status()
+		scrub = &st
+	}
 	a.mu.RLock()
 	defer a.mu.RUnlock()
 	s := Status{
@@ -116,6 +122,7 @@ func (a *Array) Status() Status {
 			s.State, s.Reason = "read-only", "opened for reading"
 		}
 	}
+	s.Scrub = scrub
 	usable := a.geo.ExtentSize - BlockSize
 	s.Capacity = extents / int64(a.geo.width()) * int64(a.geo.Data) * usable
 	s.Free = int64(max(a.bandsLeft()-reserveBands, 0)) * int64(a.geo.Data) * usable

@@ -167,7 +167,7 @@ func TestScanner(t *testing.T) {
 func random(prefix string) string { return prefix + strings.ToLower(rand.Text()) }
 
 // plainFiles are the files of a data directory that are meant to be readable; all others must be sealed.
-var plainFiles = []string{"array.yaml", "coffer.lock", "keys/root.key", "run/*.addr", "tls/ca.crt", "tls/ca.key", "tls/server.crt", "tls/server.key"}
+var plainFiles = []string{"array.yaml", "coffer.lock", "scrub.json", "keys/root.key", "run/*.addr", "tls/ca.crt", "tls/ca.key", "tls/server.crt", "tls/server.key"}
 
 // keyFiles are those of them whose content must be in no other file.
 var keyFiles = []string{"keys/root.key", "tls/ca.key", "tls/server.key"}

@@ -1,0 +1,155 @@
+package disk
+
+import (
+	"bytes"
+
+	"coffer/disk/internal/blockdev"
+)
+
+// Verdict is what a check says of a cell, of the header of a band, or of a copy of a superblock.
+type Verdict string
+
+// The verdicts. docs/operations.md says what each means for a disk.
+const (
+	CellGood        Verdict = "good"
+	CellRot         Verdict = "rot"         // written right, and changed since
+	CellTorn        Verdict = "torn"        // a part of it was not written, or was overwritten
+	CellStale       Verdict = "stale"       // never written: what was there before is still there
+	CellMisdirected Verdict = "misdirected" // overwritten by what belongs elsewhere
+	CellUnreadable  Verdict = "unreadable"  // the disk says so
+	CellMissing     Verdict = "missing"     // the disk is not there, or hangs
+	CellRepaired    Verdict = "repaired"    // one of the bad ones above, rewritten and read back
+)
+
+// Verdicts lists all of them.
+func Verdicts() []Verdict {
+	return []Verdict{CellGood, CellRot, CellTorn, CellStale, CellMisdirected, CellUnreadable, CellMissing, CellRepaired}
+}
+
+// judge names what befell the bytes found where a cell, or a band's header, with the header like should be. want is what should be
+// there, nil when too little is left to tell. The rules:
+//
+//   - only zeros: stale, nothing was ever written there;
+//   - a header that verifies and names another disk, offset or extent: misdirected;
+//   - a header that verifies, of another write to this very place: stale; torn if all behind the first block is as it should be;
+//   - its own header: torn if whole sectors are another's, rot if bits of them changed; rot if want is not known;
+//   - no header that verifies: the same, but rot if no sector is as it should be; torn if want is not known.
+func (a *Array) judge(found, want []byte, like *header, at bandMember) Verdict {
+	if isZero(found) {
+		return CellStale
+	}
+	h, err := a.codec.peek(found)
+	switch {
+	case err != nil && want == nil:
+		return CellTorn
+	case err != nil:
+		return compareSectors(found, want)
+	case h.disk != like.disk || h.off != like.off || a.liesElsewhere(&h, like.band, at):
+		return CellMisdirected
+	case h.sameStripe(like) && h.role == like.role && want == nil:
+		return CellRot
+	case h.sameStripe(like) && h.role == like.role:
+		return compareSectors(found, want)
+	case want != nil && len(found) > BlockSize && bytes.Equal(found[BlockSize:], want[BlockSize:]):
+		return CellTorn
+	}
+	return CellStale
+}
+
+// liesElsewhere reports whether a header found in an extent of a band belongs to another extent of the disk: its band is younger
+// than the one that owns this extent, or still has an extent of its own.
+func (a *Array) liesElsewhere(h *header, band uint64, at bandMember) bool {
+	if h.kind == kindFree && h.stripe != uint64(at.extent) {
+		return true
+	}
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	return h.band != band && (h.band > band || a.bands[h.band] != nil)
+}
+
+// sectorSize is what a disk writes whole or not at all, at least.
+const sectorSize = 512
+
+// compareSectors tells bits that changed from sectors that were replaced. Sealed bytes of two writes agree in one of 256, so a sector
+// of which more than an eighth differs is another's; and one of zeros was never written.
+func compareSectors(found, want []byte) Verdict {
+	kept, replaced := false, false
+	size := min(len(found), len(want))
+	for at := 0; at < size; at += sectorSize {
+		end := min(at+sectorSize, size)
+		f, w := found[at:end], want[at:end]
+		if bytes.Equal(f, w) {
+			kept = kept || !isZero(f)
+			continue
+		}
+		n := 0
+		for i := range f {
+			if f[i] != w[i] {
+				n++
+			}
+		}
+		replaced = replaced || n > sectorSize/8 || isZero(f)
+	}
+	if kept && replaced {
+		return CellTorn
+	}
+	return CellRot
+}
+
+var zeros [BlockSize]byte
+
+func isZero(p []byte) bool {
+	for ; len(p) > BlockSize; p = p[BlockSize:] {
+		if !bytes.Equal(p[:BlockSize], zeros[:]) {
+			return false
+		}
+	}
+	return bytes.Equal(p, zeros[:len(p)])
+}
+
+// judgeSuper is judge for a copy of a superblock; raw is nil where it cannot be read.
+func judgeSuper(raw []byte, want *superblock, copyNo int, key []byte) Verdict {
+	if raw == nil {
+		return CellUnreadable
+	}
+	if got, err := decodeSuperblock(raw, copyNo); err == nil && checkMAC(raw, key) == nil {
+		switch {
+		case got.sameState(want):
+			return CellGood
+		case got.array != want.array || got.disk != want.disk:
+			return CellMisdirected
+		}
+		return CellStale
+	}
+	if isZero(raw) {
+		return CellStale
+	}
+	if len(raw) > 10 && int(raw[10]) != copyNo {
+		if _, err := decodeSuperblock(raw, int(raw[10])); err == nil {
+			return CellMisdirected // another copy
+		}
+	}
+	return compareSectors(raw, want.encode(copyNo, key))
+}
+
+// readBack reads cells that were just written and reports which of the writes are there: the disk's word is not enough. The reads
+// pass all caches of this machine. Memory of writes that failed is left alone.
+func (a *Array) readBack(run runner, ops []blockdev.Op, good func(op *blockdev.Op) bool) ([]bool, []blockdev.Op, error) {
+	kept := make([]bool, len(ops))
+	var reads []blockdev.Op
+	var which []int
+	for i := range ops {
+		if ops[i].Err == nil {
+			clear(ops[i].Buf[:min(len(ops[i].Buf), sectorSize)]) // a read that does nothing must not pass
+			reads, which = append(reads, blockdev.Op{Dev: ops[i].Dev, Off: ops[i].Off, Buf: ops[i].Buf}), append(which, i)
+		}
+	}
+	if len(reads) == 0 {
+		return kept, nil, nil
+	}
+	err := run.run(reads)
+	for i := range reads {
+		kept[which[i]] = err == nil && reads[i].Err == nil && good(&reads[i])
+	}
+	return kept, reads, err
+}
