@@ -341,6 +341,7 @@ func TestScrubBesideWriters(t *testing.T) {
 // scrubbed is an array with a scrub in a bubble of simulated time.
 func scrubbed(t *testing.T, f func(t *testing.T, x *tampered, start func(ScrubOptions) (*Array, *Scrub))) {
 	x := newTampered(t)
+	x.opt.HealthEvery = 1000 * time.Hour // the clock runs through months
 	synctest.Test(t, func(t *testing.T) {
 		f(t, x, func(opt ScrubOptions) (*Array, *Scrub) {
 			a := x.open()
