@@ -3,6 +3,8 @@ package main
 import (
 	"encoding/json"
 	"errors"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
@@ -114,7 +116,25 @@ func TestUnopened(t *testing.T) {
 	}
 	defer unlock()
 	code, out, _ = coffer(t, "array", "status", "--data", "x", "--json")
-	if err := json.Unmarshal([]byte(out), &doc); err != nil || code != exitInUse || !doc.Running || doc.Disks[0].State != unreadable {
+	if err := json.Unmarshal([]byte(out), &doc); err != nil || code != exitInUse || !doc.Running || doc.State != "unknown" || doc.Disks[0].State != unreadable {
 		t.Errorf("a daemon that does not answer: exit %d, %v: %s", code, err, out)
+	}
+
+	// One that answers has the array open, whatever it refuses.
+	status := 0
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "busy", status) }))
+	defer srv.Close()
+	if err := dataDir("x").publish("admin", srv.Listener.Addr().String()); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		status int
+		out    string
+	}{{http.StatusConflict, ""}, {http.StatusServiceUnavailable, `"state": "unknown"`}} {
+		status = tt.status
+		code, out, stderr := coffer(t, "array", "check", "--data", "x", "--json")
+		if code != exitFailure || !strings.Contains(stderr, "busy") || (tt.out == "") != (out == "") || !strings.Contains(out, tt.out) {
+			t.Errorf("%d of the daemon: exit %d: %s%s", tt.status, code, out, stderr)
+		}
 	}
 }

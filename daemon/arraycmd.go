@@ -458,10 +458,11 @@ func (f *arrayFlags) withArray(ctx context.Context, e env, method, path string, 
 	}
 	unlock, err := dir.lock()
 	if errors.Is(err, errInUse) {
-		if err := askDaemon(ctx, dir, method, path, doc); err != nil {
-			return f.explain(e, held(paths, notedID(&cfg, dir)), true, err)
+		err := askDaemon(ctx, dir, method, path, doc)
+		if err == nil || errors.Is(err, errRefused) { // what is refused is refused of an open array
+			return err
 		}
-		return nil
+		return f.explain(e, held(paths, notedID(&cfg, dir)), true, err)
 	}
 	if err != nil {
 		return err
@@ -485,6 +486,9 @@ func (f *arrayFlags) withArray(ctx context.Context, e env, method, path string, 
 // maxAnswer bounds what a daemon may answer: 64 disks and 100 faults fit many times.
 const maxAnswer = 4 << 20
 
+// errRefused: the daemon has the array open and does not do what it was asked.
+var errRefused = errors.New("ask daemon")
+
 // askDaemon fetches a JSON document from the admin listener of the daemon that holds the data directory.
 func askDaemon(ctx context.Context, dir dataDir, method, path string, doc any) error {
 	addr, err := os.ReadFile(filepath.Join(dir.run(), "admin.addr"))
@@ -504,8 +508,12 @@ func askDaemon(ctx context.Context, dir dataDir, method, path string, doc any) e
 	if err != nil {
 		return fmt.Errorf("ask daemon: %w", err)
 	}
-	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("ask daemon: %s: %s", resp.Status, strings.TrimSpace(string(body)))
+	switch text := strings.TrimSpace(string(body)); resp.StatusCode {
+	case http.StatusOK:
+	case http.StatusServiceUnavailable:
+		return fmt.Errorf("ask daemon: %s: %s", resp.Status, text)
+	default:
+		return fmt.Errorf("%w: %s: %s", errRefused, resp.Status, text)
 	}
 	if err := json.Unmarshal(body, doc); err != nil {
 		return fmt.Errorf("ask daemon: %w", err)

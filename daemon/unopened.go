@@ -12,9 +12,9 @@ type unopened struct {
 	ArrayID  string              `json:"array_id"` // "": unknown
 	Data     int                 `json:"data"`     // 0: unknown
 	Parity   int                 `json:"parity"`
-	State    string              `json:"state"` // "unopened"
+	State    string              `json:"state"` // "unopened", or "unknown" with a daemon that does not answer for the array
 	Reason   string              `json:"reason"`
-	Running  bool                `json:"running"`  // a daemon has the data directory, but did not answer for the array
+	Running  bool                `json:"running"`  // a daemon has the data directory
 	Verified bool                `json:"verified"` // false: superblocks were read without the keys that prove them
 	Disks    []disk.SurveyedDisk `json:"disks"`
 }
@@ -25,6 +25,9 @@ func (f *arrayFlags) explain(e env, s disk.Survey, running bool, cause error) er
 		return cause
 	}
 	doc := unopened{ArrayID: s.ArrayID, Data: s.Data, Parity: s.Parity, State: "unopened", Reason: cause.Error(), Running: running, Disks: s.Disks}
+	if running {
+		doc.State = "unknown"
+	}
 	return errors.Join(writeJSON(e.stdout, doc), cause)
 }
 

@@ -231,7 +231,8 @@ func hmacSHA256(out *[sha256.Size]byte, key, msg []byte) {
 func (s *Stream) PlainSize() int { return s.plain }
 
 // setNonce lays out the STREAM nonce (Hoang, Reyhanitabar, Rogaway, Vizár 2015). Bytes 0, 5 and 10 stay zero for the whole
-// stream: AES-GCM kernels keep a per-key table that depends on just these bytes of the nonce.
+// stream, so that an AES-GCM kernel may keep a table per key that depends on just these bytes of the nonce. None of ours does
+// (docs/crypto-kernels.md, Left out), but the layout is part of the format.
 func (s *Stream) setNonce(i uint64, final bool) {
 	binary.BigEndian.PutUint32(s.nonce[1:], uint32(i>>32))
 	binary.BigEndian.PutUint32(s.nonce[6:], uint32(i))
