@@ -35,14 +35,14 @@ type Rebuild struct {
 type rebuilding struct {
 	cancel  context.CancelFunc
 	started time.Time
-	bands   int
+	bands   atomic.Int64
 	left    atomic.Int64
 	failed  atomic.Int64
 	bytes   atomic.Int64
 }
 
 func (r *rebuilding) status() *Rebuild {
-	s := &Rebuild{Bands: r.bands, Left: int(r.left.Load()), Failed: int(r.failed.Load()), Bytes: r.bytes.Load()}
+	s := &Rebuild{Bands: int(r.bands.Load()), Left: int(r.left.Load()), Failed: int(r.failed.Load()), Bytes: r.bytes.Load()}
 	took := time.Since(r.started)
 	if done := s.Bands - s.Left; done > 0 && took > 0 {
 		s.Rate = float64(s.Bytes) / took.Seconds()
@@ -162,7 +162,7 @@ func (a *Array) startRebuilds() {
 func (a *Array) rebuildDisk(ctx context.Context, d *disk, r *rebuilding) {
 	for ctx.Err() == nil {
 		bands := a.hollowBands(d.slot)
-		r.bands = max(r.bands, len(bands))
+		r.bands.Store(max(r.bands.Load(), int64(len(bands))))
 		r.left.Store(int64(len(bands)))
 		if len(bands) == 0 {
 			a.finishRebuild(d)
