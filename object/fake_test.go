@@ -25,6 +25,11 @@ type memLog struct {
 	state    disk.State
 	segments int // per bulk stripe
 	bandSize int // bytes of packed data in a band
+
+	slowMoves  bool // appends of records that are moved wait a little
+	beforeFree func(disk.Band)
+	beforeMove func(body []byte) // called before a record is appended that is moved
+
 	pressure chan struct{}
 
 	mu      sync.Mutex // guards all below
@@ -81,6 +86,12 @@ func (l *memLog) Append(_ context.Context, r disk.Record) (uint64, error) {
 	}
 	if len(r.Body) > disk.MaxBody || len(r.Data) > disk.MaxPacked {
 		return 0, disk.ErrTooLarge
+	}
+	if l.slowMoves && r.Seq > 0 {
+		time.Sleep(time.Duration(rand.IntN(int(10 * time.Millisecond))))
+	}
+	if l.beforeMove != nil && r.Seq > 0 {
+		l.beforeMove(r.Body)
 	}
 	q := &memRequest{rec: r, done: make(chan struct{})}
 	l.mu.Lock()
@@ -391,6 +402,12 @@ func (l *memLog) EachRecord(_ context.Context, band uint64, fn func(disk.Entry, 
 func (l *memLog) Free(_ context.Context, band uint64) error {
 	if e := l.failFree.Load(); e != nil {
 		return *e
+	}
+	if l.beforeFree != nil {
+		l.mu.Lock()
+		b := l.bands[band]
+		l.mu.Unlock()
+		l.beforeFree(b.Band)
 	}
 	freed, err := l.state.Freed()
 	if err != nil {

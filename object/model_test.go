@@ -147,6 +147,10 @@ func TestModel(t *testing.T) {
 					live := f.dump()
 					f.crash()
 					f.same(live, "after a crash")
+				case 4, 5:
+					if err := f.Checkpoint(); err != nil {
+						t.Fatal(err)
+					}
 				}
 				if step%60 == 59 {
 					m.check(f, r)
