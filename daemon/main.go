@@ -106,7 +106,7 @@ func newRootCommand(e env) *cobra.Command {
 	root.SetOut(e.stdout)
 	root.SetErr(e.stderr)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(newServeCommand(e), newArrayCommand(e), newHWCommand(e), newVersionCommand(e), newManCommand())
+	root.AddCommand(newServeCommand(e), newArrayCommand(e), newDebugCommand(e), newHWCommand(e), newVersionCommand(e), newManCommand())
 	return root
 }
 
