@@ -51,7 +51,7 @@ func newArrayCommand(e env) *cobra.Command {
 		Args:  noArgs,
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newCreateCommand(e), newStatusCommand(e), newCheckCommand(e), newRebuildCommand(e))
+	cmd.AddCommand(newCreateCommand(e), newStatusCommand(e), newCheckCommand(e), newRebuildCommand(e), newExportCommand(e))
 	return cmd
 }
 

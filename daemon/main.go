@@ -88,7 +88,7 @@ Exit codes:
     0  done
     1  the operation failed
     2  wrong command, flag, argument or configuration
-    3  array status, array check: the array is degraded, damaged or cannot be opened
+    3  array status, check, export: the array is degraded, damaged or cannot be opened
     4  another coffer process works with the data directory`
 
 func newRootCommand(e env) *cobra.Command {
