@@ -82,7 +82,7 @@ func newExportCommand(e env) *cobra.Command {
 			if errors.Is(err, disk.ErrMembership) || errors.Is(err, disk.ErrKeys) {
 				return fmt.Errorf("%w: %w", errUnhealthy, err)
 			}
-			if errors.Is(err, disk.ErrInUse) {
+			if errors.Is(err, disk.ErrTaken) {
 				return fmt.Errorf("%w: %w", errInUse, err)
 			}
 			if err != nil {

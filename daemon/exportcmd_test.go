@@ -61,7 +61,12 @@ func worstDay(t *testing.T) (args []string, want map[[2]string][]byte) {
 	var made created
 	ask(t, &made, create...)
 	want = map[[2]string][]byte{}
-	withStore(t, home, func(s *object.Store) { fillForExport(t, s, want) })
+	withStore(t, home, func(s *object.Store) {
+		fillForExport(t, s, want)
+		if code, _, errText := coffer(t, "array", "export", "--data", home, "--to", filepath.Join(home, "out")); code != exitInUse {
+			t.Errorf("while another process has the disks: exit %d: %s", code, errText)
+		}
+	})
 	key := filepath.Join(away, "recovery")
 	err := errors.Join(os.RemoveAll(home), os.Remove(filepath.Join(away, "d1")), os.Remove(filepath.Join(away, "d4")),
 		os.WriteFile(key, []byte(made.RecoveryKey), 0o600))

@@ -21,6 +21,9 @@ type Set struct {
 	absent []string      // paths that could not be opened, with the reason
 }
 
+// ErrTaken: a device is open elsewhere, by a daemon or a command.
+var ErrTaken = blockdev.ErrInUse
+
 // Discover opens the devices exclusively and reads their superblocks. Paths that do not open and devices without a superblock
 // are no error: the rest may be enough. Close the set, or hand it to Open.
 func Discover(paths []string, readOnly bool) (*Set, error) {
