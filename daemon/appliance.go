@@ -143,8 +143,9 @@ type appliance struct {
 
 // openMode says what an appliance is opened for.
 type openMode struct {
-	readOnly bool // status and check: nothing is written and there is no store
-	rebuild  bool // throw the index away and replay the whole log
+	readOnly bool   // status and check: nothing is written and there is no store, unless index says where
+	index    string // export: directory of an index of its own
+	rebuild  bool   // throw the index away and replay the whole log
 }
 
 // openAppliance finds the disks, unlocks the keys and brings array and index up to date. The data directory is locked. An index that
@@ -196,7 +197,10 @@ func tryAppliance(ctx context.Context, cfg *Config, getenv func(string) string, 
 	opt := disk.Options{Keys: keys, Crypto: crypto, Degraded: cfg.AllowDegraded, ReadOnly: mode.readOnly,
 		Rebuild: mode.rebuild, Logger: log}
 	if !mode.readOnly {
-		app.store, err = object.New(object.Options{IndexDir: dir.index(), Rebuild: mode.rebuild, Keys: keys, Crypto: crypto,
+		mode.index = dir.index()
+	}
+	if mode.index != "" {
+		app.store, err = object.New(object.Options{IndexDir: mode.index, Rebuild: mode.rebuild, Keys: keys, Crypto: crypto,
 			Cipher: cipherOf(cfg, crypto), Logger: log})
 		if err != nil {
 			app.keys.Close()

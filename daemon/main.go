@@ -89,7 +89,7 @@ Exit codes:
     0  done
     1  the operation failed
     2  wrong command, flag, argument or configuration
-    3  array status, check, scrub: the array is degraded, damaged or cannot be opened
+    3  array status, check, scrub, export: the array is degraded, damaged or cannot be opened
     4  another coffer process works with the data directory`
 
 func newRootCommand(e env) *cobra.Command {
@@ -107,7 +107,7 @@ func newRootCommand(e env) *cobra.Command {
 	root.SetOut(e.stdout)
 	root.SetErr(e.stderr)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(newServeCommand(e), newArrayCommand(e), newHWCommand(e), newVersionCommand(e), newManCommand())
+	root.AddCommand(newServeCommand(e), newArrayCommand(e), newDebugCommand(e), newHWCommand(e), newVersionCommand(e), newManCommand())
 	root.Version = version // adds --version
 	root.SetVersionTemplate(thisVersion().String() + "\n")
 	root.InitDefaultCompletionCmd()

@@ -25,6 +25,9 @@ type Set struct {
 // releaseWait bounds how long Discover waits, for all disks together, until the kernel has taken them from a process that was killed.
 const releaseWait = 5 * time.Second
 
+// ErrTaken: a device is open elsewhere, by a daemon or a command.
+var ErrTaken = blockdev.ErrInUse
+
 // Discover opens the devices exclusively and reads their superblocks. Paths that do not open and devices without a superblock
 // are no error: the rest may be enough. A device that another opener keeps for more than a few seconds is one. Close the set, or
 // hand it to Open.
