@@ -368,35 +368,35 @@ func TestIdleBody(t *testing.T) {
 		t.Errorf("%s %v", answer, err)
 	}
 	// A trickle is no better than silence.
-	c = e.raw()
-	io.WriteString(c, e.head("PUT", "/bkt/k", nil)+"Content-Length: 1000000\r\n\r\n")
+	trickle := e.raw()
+	io.WriteString(trickle, e.head("PUT", "/bkt/k", nil)+"Content-Length: 1000000\r\n\r\n")
 	go func() {
 		for { // until the server hangs up; a trickle that ends would be cut as silence
-			if _, err := c.Write([]byte("x")); err != nil {
+			if _, err := trickle.Write([]byte("x")); err != nil {
 				return
 			}
 			time.Sleep(20 * time.Millisecond)
 		}
 	}()
-	answer, err = io.ReadAll(c)
+	answer, err = io.ReadAll(trickle)
 	if !bytes.Contains(answer, []byte("<Code>RequestTimeout</Code>")) {
 		t.Errorf("%s %v", answer, err)
 	}
 	// Nor is it when much came before.
-	c = e.raw()
-	io.WriteString(c, e.head("PUT", "/bkt/k", nil)+"Content-Length: 1000000\r\n\r\n")
+	late := e.raw()
+	io.WriteString(late, e.head("PUT", "/bkt/k", nil)+"Content-Length: 1000000\r\n\r\n")
 	go func() {
-		if _, err := c.Write(make([]byte, 900000)); err != nil {
+		if _, err := late.Write(make([]byte, 900000)); err != nil {
 			return
 		}
 		for range 1000 {
-			if _, err := c.Write([]byte("x")); err != nil {
+			if _, err := late.Write([]byte("x")); err != nil {
 				return
 			}
 			time.Sleep(10 * time.Millisecond)
 		}
 	}()
-	answer, err = io.ReadAll(c)
+	answer, err = io.ReadAll(late)
 	if !bytes.Contains(answer, []byte("<Code>RequestTimeout</Code>")) {
 		t.Errorf("%s %v", answer, err)
 	}
