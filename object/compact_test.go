@@ -17,6 +17,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"coffer/disk"
+	"coffer/object/internal/index"
 )
 
 // compact makes a pass, over all bands or just those that are mostly dead.
@@ -448,6 +449,22 @@ func TestMoveHoldsLocks(t *testing.T) {
 			}
 			f.checkLive()
 		}
+	}
+}
+
+// TestRelocateReplaced holds that a record is left alone that came in place of one with stripes.
+func TestRelocateReplaced(t *testing.T) {
+	f := newFixture(t, testOptions(t))
+	f.put("k", pattern(200000, 1), PutOptions{})
+	band := f.log.bulking
+	for _, body := range [][]byte{nil, []byte("packed"), pattern(300000, 2)} {
+		f.log.roll()
+		f.put("k", body, PutOptions{})
+		m := &mover{s: f.Store, log: f.log, pace: f.newPacer(), band: band}
+		if err := m.relocate(t.Context(), index.ObjectKey(nil, f.buckets.get("b").id, "k")); err != nil || m.moved.Load() != 0 {
+			t.Errorf("%d bytes moved, %v", m.moved.Load(), err)
+		}
+		f.want("k", body, GetOptions{})
 	}
 }
 

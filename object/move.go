@@ -293,6 +293,9 @@ func (m *mover) relocate(ctx context.Context, key []byte) error {
 		}
 		return err
 	}
+	if len(fresh.stripes) == 0 {
+		return nil // another record has taken the place of the one that was found, perhaps one with packed data
+	}
 	unlock, err := m.s.locks.entry(key)
 	if err != nil {
 		return err
