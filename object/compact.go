@@ -282,7 +282,7 @@ func (c *compaction) free(ctx context.Context, list []emptied) error {
 			continue
 		}
 		if n := c.s.idx.LiveOf(b.Num); n != b.rest {
-			c.s.logger.Warn("band not empty after compaction: it stays for now", "band", b.Num, "live_bytes", n)
+			c.s.logger.Debug("band not empty after compaction: it stays for now", "band", b.Num, "live_bytes", n)
 			c.report.Left++
 			continue
 		}

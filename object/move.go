@@ -43,6 +43,7 @@ type mover struct {
 func (m *mover) packed(ctx context.Context) (disk.StripeRange, error) {
 	work, wctx := errgroup.WithContext(ctx)
 	work.SetLimit(recordWorkers)
+	settled := !m.log.Pinned(m.band) // all its records are applied
 	live := m.s.idx.LiveOf(m.band) > 0
 	r, err := m.log.EachRecord(ctx, m.band, func(e disk.Entry, data []byte) error {
 		if m.newest = max(m.newest, e.Seq); !live {
@@ -56,16 +57,14 @@ func (m *mover) packed(ctx context.Context) (disk.StripeRange, error) {
 	if err != nil && !errors.Is(err, ErrCorrupt) {
 		return r, err
 	}
-	if err != nil {
-		m.s.logger.Warn("packed band damaged: its records are taken from the index", "band", m.band, "err", err)
-	}
 	if m.oldest {
 		// What the shadows in the oldest band made vanish lies in that band or nowhere.
 		if err := m.weighShadows(); err != nil {
 			return r, err
 		}
 	}
-	if m.s.idx.LiveOf(m.band) > m.rest {
+	if settled && m.s.idx.LiveOf(m.band) > m.rest {
+		m.s.logger.Warn("packed band damaged: its records are taken from the index", "band", m.band, "err", err)
 		return r, m.sweep(ctx)
 	}
 	return r, nil
