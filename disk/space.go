@@ -464,6 +464,12 @@ func (s StripeRange) without(ranges []StripeRange) (left []StripeRange) {
 	return append(left, s)
 }
 
+// Footprint is how many bytes of each of its band's extents a stripe takes.
+func (s Stripe) Footprint() int64 { return int64(s.cellBytes()) }
+
+// ExtentSpace is how many bytes of an extent stripes can take.
+func (a *Array) ExtentSpace() int64 { return a.geo.ExtentSize - BlockSize }
+
 // Pinned reports whether a band is pinned. Once a closed band was seen unpinned, nothing that is not yet in the index can come to
 // refer to it.
 func (a *Array) Pinned(num uint64) bool {

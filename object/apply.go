@@ -7,12 +7,11 @@ import (
 
 	"coffer/disk"
 	"coffer/object/internal/index"
-	"coffer/object/internal/seal"
 )
 
-// Live bytes of a band are what entries of the index refer to in it: the records themselves, packed data, and the data cells of bulk
-// stripes. So they are a function of the index's content, whatever the order or number of times records were applied. The same holds
-// for the references that tell who needs a bulk band.
+// Live bytes of a band are what entries of the index refer to in it: of a packed band the records themselves and packed data, of a bulk
+// band what its stripes take of each extent. So they are a function of the index's content, whatever the order or number of times
+// records were applied. The same holds for the references that tell who needs a bulk band.
 
 // shadowBand is where the live bytes of all shadows are counted once more. No band has this number.
 const shadowBand = 1<<64 - 1
@@ -43,7 +42,7 @@ func (c *content) forBands(f func(band uint64, bytes int64)) {
 
 func (s *stream) forBands(f func(band uint64, bytes int64)) {
 	for _, st := range s.stripes {
-		f(st.Band, int64(st.Segments)*seal.SegmentSize)
+		f(st.Band, st.Footprint())
 	}
 }
 
@@ -95,6 +94,7 @@ type applier struct {
 	value    []byte // scratch: of the one that takes its place
 	body     []byte // scratch: of a shadow
 	bytes    int64
+	moved    bool // a copy was among the records
 	// buckets are changes to the bucket table, made once the batch is in.
 	buckets []bucketChange
 }
@@ -146,7 +146,7 @@ func (s *Store) Apply(p disk.Position, entries []disk.Entry) error {
 	s.writing.Lock()
 	defer s.writing.Unlock()
 	a := &s.applier
-	a.batch, a.band, a.bytes, a.buckets = s.idx.NewBatch(), p.Band, 0, a.buckets[:0]
+	a.batch, a.band, a.bytes, a.moved, a.buckets = s.idx.NewBatch(), p.Band, 0, false, a.buckets[:0]
 	for i := range entries {
 		if err := a.apply(&entries[i]); err != nil {
 			a.batch.Discard()
@@ -158,6 +158,7 @@ func (s *Store) Apply(p disk.Position, entries []disk.Entry) error {
 	if err := a.batch.Commit(); err != nil {
 		return fmt.Errorf("apply stripe %d: %w", p.Stripe, s.checkIndex(err))
 	}
+	s.written.add(p.Band, written{a.bytes, a.moved})
 	for _, c := range a.buckets {
 		if c.put != nil {
 			s.buckets.put(c.put)
@@ -186,7 +187,7 @@ func (s *Store) Reset() error {
 }
 
 func (a *applier) apply(e *disk.Entry) error {
-	a.bytes += int64(len(e.Body))
+	a.bytes += int64(len(e.Body)) + int64(e.Data.Len)
 	k, err := kindOf(e.Body)
 	if err != nil {
 		return err
@@ -253,6 +254,7 @@ func (a *applier) supersedes(e *disk.Entry) (bool, error) {
 	if err != nil || e.Seq < p.seq {
 		return false, err
 	}
+	a.moved = a.moved || e.Seq == p.seq
 	return true, account(a.batch, a.key, v, -1)
 }
 

@@ -273,7 +273,8 @@ func (w *sealer) bulk(ctx context.Context, out *sealedBody) (err error) {
 		defer wg.Wait()
 		defer close(queue)
 	}
-	sw := stripes{ctx: ctx, log: log, hold: w.s.opt.stripeHold, reserved: w.spec.reserved, done: stripeSet{log: log}}
+	sw := stripes{ctx: ctx, log: log, hold: w.s.opt.stripeHold, reserved: w.spec.reserved,
+		written: &w.s.written, done: stripeSet{log: log}}
 	defer sw.abort()
 	for i := int64(0); ; i++ {
 		if err := w.src.fill(2); err != nil {
@@ -338,6 +339,7 @@ type stripes struct {
 	log      Log
 	hold     time.Duration
 	reserved bool // may take space that is kept for compaction
+	written  *tally
 
 	// mu guards all below. The stream's goroutine holds it for whole calls, and the timer of a stripe while it launches it: neither has
 	// anything else to do meanwhile. It is not held while the stream waits for its client.
@@ -450,6 +452,9 @@ func (s *stripes) launch() error {
 	s.w, s.flying = nil, append(s.flying, landed)
 	go func() {
 		st, err := w.Commit(s.ctx)
+		if err == nil {
+			s.written.add(st.Band, written{bytes: st.Footprint()})
+		}
 		landed <- committed{st, err}
 	}()
 	return nil

@@ -42,7 +42,7 @@ func TestStripeHold(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				s := stripes{ctx: t.Context(), log: newMemLog(nil, 6), hold: stripeHold}
+				s := stripes{written: new(tally), ctx: t.Context(), log: newMemLog(nil, 6), hold: stripeHold}
 				defer s.abort()
 				for i, gap := range c.gaps {
 					time.Sleep(time.Duration(gap) * time.Second)
@@ -74,7 +74,7 @@ func TestStripeHold(t *testing.T) {
 // TestStripeHoldFilling: the time runs out while a slot is being filled.
 func TestStripeHoldFilling(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := stripes{ctx: t.Context(), log: newMemLog(nil, 6), hold: stripeHold}
+		s := stripes{written: new(tally), ctx: t.Context(), log: newMemLog(nil, 6), hold: stripeHold}
 		defer s.abort()
 		for range 2 {
 			if _, err := s.slot(-1); err != nil {
@@ -97,7 +97,7 @@ func TestStripeHoldFails(t *testing.T) {
 	for _, next := range []string{"slot", "finish", "abort"} {
 		synctest.Test(t, func(t *testing.T) {
 			log := newMemLog(nil, 6)
-			s := stripes{ctx: t.Context(), log: log, hold: stripeHold}
+			s := stripes{written: new(tally), ctx: t.Context(), log: log, hold: stripeHold}
 			defer s.abort()
 			if _, err := s.slot(-1); err != nil {
 				t.Fatal(err)

@@ -210,7 +210,7 @@ func (c *compaction) candidates(gain float64) (dead, list []candidate, err error
 			}
 			packed += b.Size
 		}
-		u := min(float64(x.live)/float64(b.Size), 1)
+		u := min(float64(x.live)/float64(max(c.s.filled(c.log, b), 1)), 1)
 		switch {
 		case !usable:
 		case x.live == 0:
@@ -228,6 +228,70 @@ func (c *compaction) candidates(gain float64) (dead, list []candidate, err error
 		list = slices.Insert(list, 0, oldest)
 	}
 	return dead, list, nil
+}
+
+// filled estimates what a full band of what lies in b would keep alive. Stripes do not fit into bands without waste, nor records into
+// cells, which compaction cannot cure: of bands that were written since the start it is known how much went in. Were it not, a full array
+// without garbage would be moved around for ever. Sparse records may take less room when they are moved together, so a packed band counts
+// as half full at least; but that is tried once with each record.
+func (s *Store) filled(log Log, b disk.Band) int64 {
+	size := b.Size
+	if b.Bulk {
+		size = log.ExtentSpace()
+	}
+	w, known := s.written.in(b.Num)
+	switch {
+	case !known:
+		return size
+	case b.Bulk || w.moved:
+		return w.bytes
+	}
+	return max(w.bytes, size/2)
+}
+
+// tally counts what was written to bands since the store was started. What no record came to name counts as well.
+type tally struct {
+	mu    sync.Mutex // guards all below
+	older uint64     // bands up to here were there before
+	bands map[uint64]written
+}
+
+// written is what went into a band.
+type written struct {
+	bytes int64
+	moved bool // some of it by compaction
+}
+
+// begin is called before anything is written.
+func (t *tally) begin(bands []disk.Band) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.bands = make(map[uint64]written)
+	if len(bands) > 0 {
+		t.older = bands[len(bands)-1].Num
+	}
+}
+
+func (t *tally) add(band uint64, w written) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.bands != nil && band > t.older {
+		have := t.bands[band]
+		t.bands[band] = written{have.bytes + w.bytes, have.moved || w.moved}
+	}
+}
+
+// in returns what was written to a band, and whether that is all there is.
+func (t *tally) in(band uint64) (w written, all bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.bands[band], band > t.older
+}
+
+func (t *tally) drop(band uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.bands, band)
 }
 
 // reclaim empties bands and frees them. An error ends the pass; bands that stay for now are counted.
@@ -309,6 +373,7 @@ func (c *compaction) free(ctx context.Context, list []emptied) error {
 		case err != nil:
 			return err
 		}
+		c.s.written.drop(b.Num)
 		c.report.Bands++
 		c.report.Reclaimed += b.Size
 		c.s.stats.bandsFreed.Add(1)

@@ -361,13 +361,18 @@ func TestCompactionOfDamage(t *testing.T) {
 	f := newFixture(t, testOptions(t))
 	big := pattern(9*65520, 1)
 	f.put("lost", big, PutOptions{})
+	var lost disk.Stripe
+	for lost = range f.log.bulk {
+		break
+	}
+	f.put("dead", big, PutOptions{})
+	if err := f.Delete(t.Context(), "b", "dead", Conditions{}); err != nil {
+		t.Fatal(err)
+	}
 	f.put("small", []byte("x"), PutOptions{})
 	f.put("empty", nil, PutOptions{})
 	f.put("fine", []byte("y"), PutOptions{})
-	for s := range f.log.bulk {
-		f.log.lost[s] = map[int]bool{0: true}
-		break
-	}
+	f.log.lost[lost] = map[int]bool{0: true}
 	for _, st := range f.log.history[len(f.log.history)-3:][:2] { // of small and empty
 		f.log.torn[st.pos.Stripe] = true
 	}

@@ -355,6 +355,10 @@ func (l *memLog) CanFree(band uint64) bool {
 	return l.bands[band] != nil
 }
 
+func (l *memLog) ExtentSpace() int64 {
+	return 4 * disk.Stripe{Data: 2, Segments: uint16(l.segments)}.Footprint()
+}
+
 func (l *memLog) Bands() (list []disk.Band) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -7,7 +7,6 @@ import (
 	"io"
 
 	"coffer/disk"
-	"coffer/object/internal/seal"
 )
 
 // maxManifest bounds what is read into memory to find the parts of one object: enough for 10,000 parts of 5 GiB.
@@ -245,9 +244,7 @@ func (s *Store) sealManifest(ctx context.Context, b *bucketRecord, r *objectReco
 		return body, err
 	}
 	m.bands = r.content.bands()
-	for _, st := range m.stripes {
-		m.bands = addBand(m.bands, st.Band, int64(st.Segments)*seal.SegmentSize)
-	}
+	m.stream.forBands(func(band uint64, n int64) { m.bands = addBand(m.bands, band, n) })
 	r.content = content{manifest: m}
 	return body, nil
 }

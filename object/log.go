@@ -28,6 +28,7 @@ type Log interface {
 	// Pinned may rise again for a closed band, but not by a stripe that no record names yet.
 	Pinned(band uint64) bool
 	CanFree(band uint64) bool
+	ExtentSpace() int64
 	EachRecord(ctx context.Context, band uint64, fn func(e disk.Entry, data []byte) error) (disk.StripeRange, error)
 	ReadVerified(ctx context.Context, s disk.Stripe) (View, error)
 	NewReservedStripe(ctx context.Context, segments int) (StripeWriter, error)

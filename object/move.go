@@ -15,8 +15,8 @@ import (
 )
 
 const (
-	// recordWorkers is how many moved records wait for their commit together.
-	recordWorkers = 32
+	// recordWorkers is how many moved records wait for their commit together: enough to fill stripes even with small ones.
+	recordWorkers = 256
 	// stripeWorkers is how many entries are moved out of a bulk band at once. Each has the engine's memory for two stripes.
 	stripeWorkers = 4
 	// maxSweeps bounds how often a bulk band is gone through: parts may become an object's behind the sweep's back.
@@ -394,5 +394,9 @@ func (m *mover) copyStripe(ctx context.Context, old disk.Stripe) (disk.Stripe, e
 	}
 	m.moved.Add(int64(n) * seal.SegmentSize)
 	m.s.stats.moved.Add(int64(n) * seal.SegmentSize)
-	return w.Commit(ctx)
+	c, err := w.Commit(ctx)
+	if err == nil {
+		m.s.written.add(c.Band, written{bytes: c.Footprint(), moved: true})
+	}
+	return c, err
 }

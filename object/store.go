@@ -81,8 +81,9 @@ type Store struct {
 
 	turn           chan struct{}   // capacity 1: held while bands are chosen, emptied and freed
 	damaged        map[uint64]bool // bands that cannot be emptied; guarded by turn
-	hurry          atomic.Bool     // writers wait for space: compaction keeps to no rate
-	lastCompaction atomic.Int64    // Unix ms
+	written        tally
+	hurry          atomic.Bool  // writers wait for space: compaction keeps to no rate
+	lastCompaction atomic.Int64 // Unix ms
 
 	stop      context.CancelFunc
 	closeOnce sync.Once
@@ -156,6 +157,7 @@ func (s *Store) Start(log Log) {
 	if s.stop != nil {
 		panic("object: Store started twice")
 	}
+	s.written.begin(log.Bands())
 	s.log.Store(&logRef{log})
 	ctx, stop := context.WithCancel(context.Background())
 	s.stop = stop
@@ -224,7 +226,7 @@ type Stats struct {
 	BandsFreed               int64     // by compaction
 	MovedBytes               int64     // records and stripes that compaction wrote again
 	ReclaimedBytes           int64     // of the bands freed
-	LiveBytes                int64     // what the index refers to
+	LiveBytes                int64     // of the bands' space, what the index refers to
 	ShadowBytes              int64     // of them, records kept only because of others that they made vanish
 	LastCompaction           time.Time // end of the last pass in the background
 }
@@ -242,11 +244,15 @@ func (s *Store) Stats() Stats {
 		CheckpointFailures: c.checkpointFailures.Load(), Uncheckpointed: s.idx.BytesSinceCheckpoint(), Buckets: int64(s.buckets.len()),
 		BandsFreed: c.bandsFreed.Load(), MovedBytes: c.moved.Load(), ReclaimedBytes: c.reclaimed.Load(),
 		ShadowBytes: s.idx.LiveOf(shadowBand)}
-	s.idx.Live(func(band uint64, n int64) {
-		if band != shadowBand {
+	if log, err := s.disk(); err == nil {
+		for _, b := range log.Bands() {
+			n := s.idx.LiveOf(b.Num)
+			if b.Bulk {
+				n = int64(float64(n) / float64(log.ExtentSpace()) * float64(b.Size))
+			}
 			st.LiveBytes += n
 		}
-	})
+	}
 	if ms := s.lastCompaction.Load(); ms > 0 {
 		st.LastCompaction = fromMillis(ms)
 	}

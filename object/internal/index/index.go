@@ -51,7 +51,7 @@ const (
 	bloomBits    = 10       // per key: 1 % false positives
 )
 
-const formatVersion = 2
+const formatVersion = 3
 
 var (
 	positionKey = []byte{kindMeta, 'p'}
