@@ -184,6 +184,9 @@ func (r *rig) create(ctx context.Context, o bedOptions, c disk.CreateOptions) (*
 
 func (b *bed) close() error {
 	var err error
+	if b.store != nil {
+		b.store.Stop()
+	}
 	if b.array != nil {
 		err = b.array.Close()
 	}

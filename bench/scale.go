@@ -205,6 +205,9 @@ func (s *scaleBed) open(ctx context.Context, rebuild bool) (err error) {
 }
 
 func (s *scaleBed) close() (err error) {
+	if s.store != nil {
+		s.store.Stop()
+	}
 	if s.array != nil {
 		err = s.array.Close()
 	}

@@ -235,6 +235,9 @@ func cipherOf(cfg *Config, crypto *hw.Engine) hw.Primitive {
 // Close ends the array before the store, which may then make its last checkpoint, and wipes the keys.
 func (a *appliance) Close() error {
 	var errs []error
+	if a.store != nil {
+		a.store.Stop() // compaction works on the array
+	}
 	if a.array != nil {
 		errs = append(errs, a.array.Close())
 	}

@@ -49,10 +49,8 @@ func (a *Array) Bands() []Band {
 	now := a.super.epoch().num
 	list := make([]Band, 0, len(bands))
 	for _, b := range bands {
-		if b.dying {
-			continue
-		}
-		list = append(list, Band{Num: b.num, Bulk: b.kind == kindBulk, Closed: b.closed(now), Opened: time.UnixMilli(b.opened),
+		// One whose freeing was cut short may be back at the next opening: until then it counts among the bands that are there.
+		list = append(list, Band{Num: b.num, Bulk: b.kind == kindBulk, Closed: b.closed(now) && !b.dying, Opened: time.UnixMilli(b.opened),
 			Size: int64(len(b.members)-b.parity) * (a.geo.ExtentSize - BlockSize)})
 	}
 	return list
@@ -114,11 +112,14 @@ func (b *band) unused() bool { return b.fresh && b.first.Load() == 0 }
 // caller vouches that nothing in it is needed, by an index that is durable as well. It fails with ErrBusy when the band is not
 // closed or pinned, or when so many of its disks are missing that those left could be lost together.
 func (a *Array) Free(ctx context.Context, num uint64) error {
+	if err := errors.Join(ctx.Err(), a.log.stopped()); err != nil {
+		return fmt.Errorf("free band %x: %w", num, err)
+	}
 	b, err := a.retire(num)
 	if err != nil {
 		return fmt.Errorf("free band %x: %w", num, err)
 	}
-	if err := a.bury(ctx, b); err != nil {
+	if err := a.bury(context.WithoutCancel(ctx), b); err != nil {
 		return fmt.Errorf("free band %x: %w", num, err)
 	}
 	a.discard(b)
@@ -134,6 +135,9 @@ func (a *Array) retire(num uint64) (*band, error) {
 	b := a.bands[num]
 	if b == nil {
 		return nil, ErrGone
+	}
+	if b.dying {
+		return nil, ErrBusy
 	}
 	if b.pins.Load() > 0 && !a.opt.faults.noPin || !b.closed(a.super.epoch().num) || !a.canBury(b, a.usableIn(b)) {
 		return nil, ErrBusy
@@ -415,6 +419,8 @@ func (a *Array) Admit(ctx context.Context) error {
 		case <-changed:
 		case <-ctx.Done():
 			return ctx.Err()
+		case <-a.ctx.Done():
+			return fmt.Errorf("admit: %w", ErrClosed)
 		}
 	}
 }
