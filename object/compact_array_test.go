@@ -155,6 +155,9 @@ func TestNoResurrectionOnArray(t *testing.T) {
 // TestSteadyOverwrite overwrites the objects of an array of which 85 % of the bands are full, for a long time: space must come back as
 // fast as it is used, at a bearable cost.
 func TestSteadyOverwrite(t *testing.T) {
+	if testing.Short() {
+		t.Skip("a measurement of write amplification, which the race detector only slows down")
+	}
 	for _, c := range []struct {
 		name string
 		size int

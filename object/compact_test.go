@@ -180,7 +180,7 @@ func checkDead(f *fixture, left map[string][]byte) {
 
 // TestNoResurrection compacts bands in all kinds of orders and rebuilds the index in between from what is left of the log.
 func TestNoResurrection(t *testing.T) {
-	for seed := range uint64(12) {
+	for seed := range seeds(12) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			f := newFixture(t, testOptions(t))
 			r := rand.New(rand.NewPCG(seed, 3))

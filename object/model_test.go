@@ -120,10 +120,18 @@ type modelPart struct {
 	body []byte
 }
 
+// seeds is how many of n runs are made: a quarter in the short form, which the race detector runs.
+func seeds(n uint64) uint64 {
+	if testing.Short() {
+		return max(1, n/4)
+	}
+	return n
+}
+
 // TestModel runs random operations against the store and a map, with compaction in between, and now and then opens the store again:
 // with its index, with a new one, and with every record applied twice.
 func TestModel(t *testing.T) {
-	for seed := range uint64(8) {
+	for seed := range seeds(8) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			opt := testOptions(t)
 			if seed%2 == 1 {
