@@ -102,20 +102,25 @@ func (d *SimDisk) Overwrite(off int64, p []byte) {
 	d.fault(func() { d.store(cutPages(p, off), true) }, "%d bytes overwritten at %d", len(p), off)
 }
 
-// FlipBits inverts n random bits of the length bytes at off, which need no alignment.
+// FlipBits inverts n different, random bits of the length bytes at off, which need no alignment.
 func (d *SimDisk) FlipBits(off, length int64, n int) {
-	if off < 0 || length <= 0 || off > d.size()-length {
-		panic(fmt.Sprintf("blockdev: %d bytes at %d of %s", length, off, d.name))
+	if off < 0 || length <= 0 || off > d.size()-length || int64(n) > length*8 {
+		panic(fmt.Sprintf("blockdev: %d bits of %d bytes at %d of %s", n, length, off, d.name))
 	}
 	d.fault(func() {
-		for range n {
-			at := off + d.world.rng.Int64N(length)
+		for flipped := map[int64]bool{}; len(flipped) < n; {
+			bit := d.world.rng.Int64N(length * 8)
+			if flipped[bit] {
+				continue // a second flip would undo the first
+			}
+			flipped[bit] = true
+			at := off + bit/8
 			no := int(at / Align)
 			var p simPage
 			if d.cache[no] != nil {
 				p = *d.cache[no]
 			}
-			p[at%Align] ^= 1 << d.world.rng.IntN(8)
+			p[at%Align] ^= 1 << (bit % 8)
 			prior := d.prior[no]
 			d.store([]simWrite{{no, &p}}, true)
 			d.prior[no] = prior
