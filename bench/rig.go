@@ -43,7 +43,7 @@ type rig struct {
 // newRig makes the files and writes them once: the first write into a reserved extent is several times slower, and arrays in
 // use are past it.
 func newRig(ctx context.Context, o options) (r *rig, err error) {
-	r = &rig{size: 1 << 30, extent: 64 << 20}
+	r = &rig{size: 1 << 30, extent: 32 << 20} // extents as of disks of 8 GiB, those of the first start
 	if o.quick {
 		r.size, r.extent = 192<<20, 8<<20
 	}

@@ -50,7 +50,7 @@ func (b *bench) seal(ctx context.Context) error {
 	rand.Read(body)
 	for _, c := range []sealCase{
 		{"seal/files", "files", false, customer, pick(b, 32, 4)}, {"seal/md5", "files, with MD5 (SSE-S3)", false, object.SSE{}, pick(b, 32, 4)},
-		{"seal/memory", "memory disks", true, customer, pick(b, 8, 2)},
+		{"seal/memory", "memory disks", true, customer, pick(b, 6, 2)},
 	} {
 		if !b.opt.wants(c.id) {
 			continue

@@ -134,3 +134,61 @@ func median(v []float64) float64 {
 	slices.Sort(v)
 	return v[len(v)/2]
 }
+
+// BenchmarkCold opens and seals segments that are in no cache, as they come from disks and go there, in turns with copies of the same
+// bytes.
+// copy-share is the time of the copy as a share of the kernel's: at 1 the cipher is free.
+func BenchmarkCold(b *testing.B) {
+	const size, text = 64 << 10, 65520
+	for _, i := range implementations(b)[1:] {
+		if i.name == Portable.String() {
+			continue
+		}
+		for _, op := range []string{"Seal", "Open"} {
+			b.Run(op+"/"+i.name, func(b *testing.B) {
+				r := newRandom(1)
+				a, err := i.new(r.read(32))
+				if err != nil {
+					b.Fatal(err)
+				}
+				nonce, aad := r.read(NonceSize), r.read(benchAAD)
+				cold := make([]byte, 512<<20)
+				hot := r.read(size)
+				for at := 0; at < len(cold); at += size {
+					a.Seal(cold[at:at], nonce, hot[:text], aad)
+				}
+				kernel := func(at int) {
+					if op == "Seal" {
+						a.Seal(cold[at:at], nonce, hot[:text], aad)
+					} else if _, err := a.Open(hot[:0], nonce, cold[at:at+size], aad); err != nil {
+						b.Fatal(err)
+					}
+				}
+				copies := func(at int) {
+					if op == "Seal" {
+						copy(cold[at:at+size], hot)
+					} else {
+						copy(hot, cold[at:at+size])
+					}
+				}
+				var taken [2][]float64
+				at := 0
+				for b.Loop() {
+					for j, f := range []func(int){kernel, copies} {
+						start := time.Now()
+						for range 16 {
+							f(at)
+							at = (at + 17*size) % len(cold)
+						}
+						taken[j] = append(taken[j], float64(time.Since(start))/16)
+					}
+				}
+				k, c := median(taken[0]), median(taken[1])
+				b.ReportMetric(0, "ns/op")
+				b.ReportMetric(c/k, "copy-share")
+				b.ReportMetric(text/k, "kernel-GB/s")
+				b.ReportMetric(text/c, "copy-GB/s")
+			})
+		}
+	}
+}

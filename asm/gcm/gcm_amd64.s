@@ -768,7 +768,7 @@ done:
 	RET
 
 // func seal512AES256(k *byte, s *byte, dst *byte, src *byte, n int)
-// Requires: AES, AVX, AVX512BW, AVX512F, AVX512VL, BMI2, PCLMULQDQ, VAES, VPCLMULQDQ
+// Requires: AES, AVX, AVX512BW, AVX512F, AVX512VL, BMI2, MMX+, PCLMULQDQ, VAES, VPCLMULQDQ
 TEXT ·seal512AES256(SB), NOSPLIT, $0-40
 	MOVQ            k+0(FP), DX
 	MOVQ            s+8(FP), SI
@@ -998,6 +998,14 @@ begun:
 	JB              drain
 
 loop:
+	PREFETCHT0      2048(AX)
+	PREFETCHT0      2112(AX)
+	PREFETCHT0      2176(AX)
+	PREFETCHT0      2240(AX)
+	PREFETCHT0      2304(AX)
+	PREFETCHT0      2368(AX)
+	PREFETCHT0      2432(AX)
+	PREFETCHT0      2496(AX)
 	VPXORQ          counterXor<>+0(SB), Z31, Z0
 	VPXORQ          counterXor<>+64(SB), Z31, Z1
 	VPXORQ          counterXor<>+128(SB), Z31, Z2
@@ -1683,7 +1691,7 @@ whole:
 	RET
 
 // func open512AES256(k *byte, s *byte, dst *byte, src *byte, n int)
-// Requires: AES, AVX, AVX512BW, AVX512F, AVX512VL, BMI2, PCLMULQDQ, VAES, VPCLMULQDQ
+// Requires: AES, AVX, AVX512BW, AVX512F, AVX512VL, BMI2, MMX+, PCLMULQDQ, VAES, VPCLMULQDQ
 TEXT ·open512AES256(SB), NOSPLIT, $0-40
 	MOVQ            k+0(FP), DX
 	MOVQ            s+8(FP), SI
@@ -1767,6 +1775,14 @@ begun:
 	JB              tail
 
 loop:
+	PREFETCHT0      2048(BX)
+	PREFETCHT0      2112(BX)
+	PREFETCHT0      2176(BX)
+	PREFETCHT0      2240(BX)
+	PREFETCHT0      2304(BX)
+	PREFETCHT0      2368(BX)
+	PREFETCHT0      2432(BX)
+	PREFETCHT0      2496(BX)
 	VPXORQ          counterXor<>+0(SB), Z31, Z0
 	VPXORQ          counterXor<>+64(SB), Z31, Z1
 	VPXORQ          counterXor<>+128(SB), Z31, Z2
@@ -2375,7 +2391,7 @@ whole:
 	RET
 
 // func seal512AES128(k *byte, s *byte, dst *byte, src *byte, n int)
-// Requires: AES, AVX, AVX512BW, AVX512F, AVX512VL, BMI2, PCLMULQDQ, VAES, VPCLMULQDQ
+// Requires: AES, AVX, AVX512BW, AVX512F, AVX512VL, BMI2, MMX+, PCLMULQDQ, VAES, VPCLMULQDQ
 TEXT ·seal512AES128(SB), NOSPLIT, $0-40
 	MOVQ            k+0(FP), DX
 	MOVQ            s+8(FP), SI
@@ -2565,6 +2581,14 @@ begun:
 	JB              drain
 
 loop:
+	PREFETCHT0      2048(AX)
+	PREFETCHT0      2112(AX)
+	PREFETCHT0      2176(AX)
+	PREFETCHT0      2240(AX)
+	PREFETCHT0      2304(AX)
+	PREFETCHT0      2368(AX)
+	PREFETCHT0      2432(AX)
+	PREFETCHT0      2496(AX)
 	VPXORQ          counterXor<>+0(SB), Z31, Z0
 	VPXORQ          counterXor<>+64(SB), Z31, Z1
 	VPXORQ          counterXor<>+128(SB), Z31, Z2
@@ -3186,7 +3210,7 @@ whole:
 	RET
 
 // func open512AES128(k *byte, s *byte, dst *byte, src *byte, n int)
-// Requires: AES, AVX, AVX512BW, AVX512F, AVX512VL, BMI2, PCLMULQDQ, VAES, VPCLMULQDQ
+// Requires: AES, AVX, AVX512BW, AVX512F, AVX512VL, BMI2, MMX+, PCLMULQDQ, VAES, VPCLMULQDQ
 TEXT ·open512AES128(SB), NOSPLIT, $0-40
 	MOVQ            k+0(FP), DX
 	MOVQ            s+8(FP), SI
@@ -3262,6 +3286,14 @@ begun:
 	JB              tail
 
 loop:
+	PREFETCHT0      2048(BX)
+	PREFETCHT0      2112(BX)
+	PREFETCHT0      2176(BX)
+	PREFETCHT0      2240(BX)
+	PREFETCHT0      2304(BX)
+	PREFETCHT0      2368(BX)
+	PREFETCHT0      2432(BX)
+	PREFETCHT0      2496(BX)
 	VPXORQ          counterXor<>+0(SB), Z31, Z0
 	VPXORQ          counterXor<>+64(SB), Z31, Z1
 	VPXORQ          counterXor<>+128(SB), Z31, Z2
