@@ -160,7 +160,7 @@ func (s *scaleBed) create(ctx context.Context, n int) error {
 	if err := os.Mkdir(s.dir, 0o700); err != nil {
 		return err
 	}
-	size := max(int64(n)*scaleRaw*3/2/disks, 256<<20)
+	size := max(int64(n)*scaleRaw*3/2/disks, 256<<20) >> 20 << 20 // whole MiB
 	for _, p := range s.paths() {
 		if err := disk.CreateFile(p, size); err != nil {
 			return err
