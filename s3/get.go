@@ -47,7 +47,7 @@ func (c *call) override(h http.Header) error {
 		switch {
 		case c.who.Anonymous():
 			return errInvalidRequest.say("Request specific response headers cannot be used for anonymous GET requests.")
-		case strings.ContainsFunc(v, func(r rune) bool { return r < ' ' && r != '\t' || r == 0x7F }):
+		case !validValue(v):
 			return invalidArgument(o.param, v, "Header value cannot be represented using ISO-8859-1.")
 		}
 		set(h, o.header, v)
