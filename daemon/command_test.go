@@ -220,13 +220,17 @@ func TestHardwareCommand(t *testing.T) {
 	printHardware(&table, &hw.Report{CPU: "A CPU", Features: []string{"AESNI", "AVX2"}, Paths: []hw.PathReport{
 		{Primitive: "aes-256-gcm", Path: "stdlib", SelfTest: "pass", Chosen: true, GBps: map[string]float64{"4096": 5.5, "65536": 5.25, "1048576": 5}},
 		{Primitive: "aes-256-gcm", Path: "vaes", SelfTest: "unsupported: needs VAES"},
+		{Primitive: "reed-solomon", Path: "klauspost", SelfTest: "pass", Chosen: true, GBps: map[string]float64{"65536": 9}, Shape: "4+2"},
 	}})
 	want := `A CPU
 features: AESNI AVX2
 
-primitive    path    4 KiB  64 KiB  1 MiB  self-test                chosen
-aes-256-gcm  stdlib  5.50   5.25    5.00   pass                     yes
-aes-256-gcm  vaes    -      -       -      unsupported: needs VAES  
+primitive     path       4 KiB  64 KiB  1 MiB  self-test                chosen
+aes-256-gcm   stdlib     5.50   5.25    5.00   pass                     yes
+aes-256-gcm   vaes       -      -       -      unsupported: needs VAES  
+reed-solomon  klauspost  -      9.00    -      pass                     yes
+
+GB/s on one core. AEADs: sealing. Reed-Solomon: encoding 4+2, data bytes, by shard size.
 `
 	if table.String() != want {
 		t.Errorf("table:\n%s\nwant:\n%s", table.String(), want)
