@@ -12,8 +12,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
 
+	"coffer/disk"
 	"coffer/hw"
 )
 
@@ -220,16 +222,49 @@ func TestHardwareCommand(t *testing.T) {
 	printHardware(&table, &hw.Report{CPU: "A CPU", Features: []string{"AESNI", "AVX2"}, Paths: []hw.PathReport{
 		{Primitive: "aes-256-gcm", Path: "stdlib", SelfTest: "pass", Chosen: true, GBps: map[string]float64{"4096": 5.5, "65536": 5.25, "1048576": 5}},
 		{Primitive: "aes-256-gcm", Path: "vaes", SelfTest: "unsupported: needs VAES"},
+		{Primitive: "reed-solomon", Path: "klauspost", SelfTest: "pass", Chosen: true, GBps: map[string]float64{"65536": 9}, Shape: "4+2"},
 	}})
 	want := `A CPU
 features: AESNI AVX2
 
-primitive    path    4 KiB  64 KiB  1 MiB  self-test                chosen
-aes-256-gcm  stdlib  5.50   5.25    5.00   pass                     yes
-aes-256-gcm  vaes    -      -       -      unsupported: needs VAES  
+primitive     path       4 KiB  64 KiB  1 MiB  self-test                chosen
+aes-256-gcm   stdlib     5.50   5.25    5.00   pass                     yes
+aes-256-gcm   vaes       -      -       -      unsupported: needs VAES  
+reed-solomon  klauspost  -      9.00    -      pass                     yes
+
+GB/s on one core. AEADs: sealing. Reed-Solomon: encoding 4+2, data bytes, by shard size.
 `
 	if table.String() != want {
 		t.Errorf("table:\n%s\nwant:\n%s", table.String(), want)
+	}
+}
+
+// Each state that a disk can be in is a label of coffer_disk_state: one that is not would look like no state at all.
+func TestDiskStates(t *testing.T) {
+	states := regexp.MustCompile(`DiskState = "(\w+)"`).FindAllSubmatch(readFile(t, "../disk/status.go"), -1)
+	if len(states) < 7 {
+		t.Fatalf("%d states found", len(states))
+	}
+	for _, m := range states {
+		registry := prometheus.NewPedanticRegistry()
+		registry.MustRegister(collector(func(ch chan<- prometheus.Metric) {
+			diskMetrics()(ch, &disk.DiskStatus{State: disk.DiskState(m[1])})
+		}))
+		families, err := registry.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		sum := 0.0
+		for _, f := range families {
+			for _, sample := range f.GetMetric() {
+				if f.GetName() == "coffer_disk_state" {
+					sum += sample.GetGauge().GetValue()
+				}
+			}
+		}
+		if sum != 1 {
+			t.Errorf("state %s: %v states are 1", m[1], sum)
+		}
 	}
 }
 

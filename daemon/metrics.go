@@ -165,7 +165,8 @@ func oneIf(b bool) float64 {
 // arrayStates and diskStates are the closed sets of label values.
 var (
 	arrayStates = [...]string{"healthy", "degraded", "read-only", "stopped"}
-	diskStates  = [...]disk.DiskState{disk.DiskHealthy, disk.DiskFenced, disk.DiskMissing, disk.DiskStale, disk.DiskForeign}
+	diskStates  = [...]disk.DiskState{disk.DiskHealthy, disk.DiskSuspect, disk.DiskRebuilding, disk.DiskFenced, disk.DiskMissing,
+		disk.DiskStale, disk.DiskForeign}
 )
 
 // registerArray exports the state of the array, its disks, its keys and its store while one is open.

@@ -299,7 +299,7 @@ func (a *Array) beginEpoch(cut uint64) error {
 		s := a.super
 		e := epoch{num: s.epoch().num + 1, cut: cut}
 		a.random(e.id[:])
-		s.history = append([]epoch{e}, s.history[:min(len(s.history), maxHistory-1)]...)
+		s.history = append([]epoch{e}, a.shortened(s.history)...)
 		s.members = append([]memberEntry(nil), s.members...)
 		s.keyArea, s.clean, s.last = a.opt.Keys.Area(), false, 0
 		for i, d := range a.slots() {
@@ -338,6 +338,32 @@ func (a *Array) beginEpoch(cut uint64) error {
 			return err
 		}
 	}
+}
+
+// shortened makes room for another epoch in a history. The first epoch behind one of which there are packed bands stays, as long as some
+// other can go: its cut is all that tells for ever which stripes of these bands are void. a.mu is held.
+func (a *Array) shortened(history []epoch) []epoch {
+	if len(history) < maxHistory {
+		return history
+	}
+	needed := func(i int) bool {
+		from := uint64(0)
+		if i+1 < len(history) {
+			from = history[i+1].num
+		}
+		for _, b := range a.bands {
+			if b.kind == kindPacked && b.epoch >= from && b.epoch < history[i].num {
+				return true
+			}
+		}
+		return false
+	}
+	for i := len(history) - 1; i > 0; i-- { // the last one is the parent of the next
+		if !needed(i) {
+			return slices.Delete(slices.Clone(history), i, i+1)
+		}
+	}
+	return history[:len(history)-1]
 }
 
 // writeSuper writes the superblock to every live disk, one copy after the other, and reads it back. It returns the disks where

@@ -357,3 +357,80 @@ func TestLongAbsence(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestVoidForEver: what was never acknowledged stays void when the epoch that cut it off is older than the history, and the bands that
+// used its numbers again are freed.
+func TestVoidForEver(t *testing.T) {
+	for _, epochs := range []int{3, maxHistory + 3} {
+		s := newSimArray(t, 6, 4, 2, 20)
+		a := s.open()
+		w := newWritten()
+		for id := uint64(1); id <= 3; id++ {
+			if err := w.put(a, id, 100); err != nil {
+				t.Fatal(err)
+			}
+		}
+		// A power cut while stripes 2 and 3 were on their way: 3 arrived, 2 did not, and neither was acknowledged.
+		e2, e3 := s.state.entries[1].data, s.state.entries[2].data
+		h, err := a.anyHeader(t.Context(), a.bands[e3.Band], e3.Off)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cells2, cells3 := cells(a, e2.Band, e2.Off, 3), cells(a, e3.Band, e3.Off, int(h.data+h.parity))
+		power := s.snapshot()
+		a.Close()
+		s.restore(power)
+		for _, c := range cells2 {
+			xor(s.disks[c.slot], c.at+20, 1)
+		}
+		for _, c := range cells3 {
+			b := make([]byte, BlockSize)
+			s.disks[c.slot].Peek(b, c.at)
+			h, err := a.codec.parse(b, place{disk: a.slots()[c.slot].id, band: e3.Band, off: e3.Off})
+			if err != nil {
+				t.Fatal(err)
+			}
+			h.mark = 1
+			a.codec.put(b, &h)
+			s.disks[c.slot].Overwrite(c.at, b)
+		}
+		delete(w.records, 2)
+		delete(w.records, 3)
+
+		s.state = &testState{}
+		a = s.open()
+		if n := len(s.state.entries); n != 1 || len(a.Status().Losses) > 0 {
+			t.Fatalf("%d entries, losses %v", n, a.Status().Losses)
+		}
+		for id := uint64(4); id <= 5; id++ {
+			if err := w.put(a, id, 100); err != nil {
+				t.Fatal(err)
+			}
+		}
+		again := s.state.entries[1].data.Band
+		if s.state.entries[1].seq>>seqBits != 2 || again == e3.Band {
+			t.Fatalf("entries %+v", s.state.entries)
+		}
+		a.Close()
+		for range epochs {
+			a = s.open()
+			a.Close()
+		}
+		a = s.open()
+		if err := w.put(a, 6, 100); err != nil {
+			t.Fatal(err)
+		}
+		if err := a.Free(t.Context(), again); err != nil { // what was in it was deleted, or moved
+			t.Fatal(err)
+		}
+		a.Close()
+		s.state = &testState{gaps: true} // the index is lost
+		a = s.open()
+		for _, e := range s.state.entries {
+			if e.body == "rec 2" || e.body == "rec 3" {
+				t.Errorf("%d epochs later: %s is there, which was never acknowledged", epochs, e.body)
+			}
+		}
+		a.Close()
+	}
+}

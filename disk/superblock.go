@@ -178,6 +178,9 @@ func decodeSuperblock(b []byte, copyNo int) (*superblock, error) {
 		copy(m.id[:], b[p:])
 		m.state = memberState(b[p+16])
 		m.extents, m.since, m.last = le.Uint32(b[p+20:]), le.Uint64(b[p+24:]), [8]byte(b[p+32:])
+		if m.state < memberActive || m.state > memberOutHollow {
+			return nil, errSuperblock
+		}
 		s.members = append(s.members, m)
 		p += memberSize
 	}

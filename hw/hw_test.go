@@ -385,23 +385,6 @@ func TestReportForms(t *testing.T) {
 	if d := cmp.Diff(want, string(got)); d != "" {
 		t.Errorf("JSON (-want +got):\n%s", d)
 	}
-
-	var table strings.Builder
-	if err := e.Report().WriteTable(&table); err != nil {
-		t.Fatal(err)
-	}
-	want = `CPU: Some CPU
-Features: AESNI VAES
-
-PRIMITIVE     PATH    4 KIB  64 KIB  1 MIB  CHOSEN  SELF-TEST
-aes-256-gcm   stdlib  4.00   5.12    5.00   yes     pass
-reed-solomon  x       -      -       -              fail: wrong answer
-
-GB/s on one core. AEADs: sealing. Reed-Solomon: encoding 4+2, data bytes, by shard size.
-`
-	if d := cmp.Diff(want, table.String()); d != "" {
-		t.Errorf("table (-want +got):\n%s", d)
-	}
 }
 
 func TestMeters(t *testing.T) {

@@ -1,13 +1,10 @@
 package hw
 
 import (
-	"fmt"
-	"io"
 	"math"
 	"runtime"
 	"strconv"
 	"strings"
-	"text/tabwriter"
 
 	"github.com/klauspost/cpuid/v2"
 )
@@ -51,40 +48,6 @@ func (e *Engine) Report() Report {
 
 // gbps is the speed at benchSizes[i] in GB/s, to three digits after the point.
 func (c *candidate) gbps(i int) float64 { return math.Round(c.median[i]/1e6) / 1e3 }
-
-// WriteTable writes the report for people. It ends in a line that explains the Reed-Solomon figures.
-func (r Report) WriteTable(w io.Writer) error {
-	fmt.Fprintf(w, "CPU: %s\nFeatures: %s\n\n", r.CPU, strings.Join(r.Features, " "))
-	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(tw, "PRIMITIVE\tPATH\t4 KIB\t64 KIB\t1 MIB\tCHOSEN\tSELF-TEST")
-	shape := ""
-	for _, p := range r.Paths {
-		fmt.Fprintf(tw, "%s\t%s\t", p.Primitive, p.Path)
-		for _, size := range benchSizes {
-			if v, ok := p.GBps[strconv.Itoa(size)]; ok {
-				fmt.Fprintf(tw, "%.2f\t", v)
-			} else {
-				fmt.Fprint(tw, "-\t")
-			}
-		}
-		chosen := ""
-		if p.Chosen {
-			chosen = "yes"
-		}
-		fmt.Fprintf(tw, "%s\t%s\n", chosen, p.SelfTest)
-		if p.Shape != "" {
-			shape = p.Shape
-		}
-	}
-	if err := tw.Flush(); err != nil {
-		return fmt.Errorf("write table: %w", err)
-	}
-	_, err := fmt.Fprintf(w, "\nGB/s on one core. AEADs: sealing. Reed-Solomon: encoding %s, data bytes, by shard size.\n", shape)
-	if err != nil {
-		return fmt.Errorf("write table: %w", err)
-	}
-	return nil
-}
 
 // brand names the processor. ARM processors do not tell their name, so the architecture has to do.
 func brand(cpu *cpuid.CPUInfo) string {

@@ -47,7 +47,7 @@ func (c *call) override(h http.Header) error {
 		switch {
 		case c.who.Anonymous():
 			return errInvalidRequest.say("Request specific response headers cannot be used for anonymous GET requests.")
-		case strings.ContainsFunc(v, func(r rune) bool { return r < ' ' && r != '\t' || r == 0x7F }):
+		case !validValue(v):
 			return invalidArgument(o.param, v, "Header value cannot be represented using ISO-8859-1.")
 		}
 		set(h, o.header, v)
@@ -114,6 +114,14 @@ func (s *Server) getObject(c *call) error {
 		opt.Range = sel.rng
 	}
 	rd, err := s.opt.Store.Get(c.ctx, c.bucket, c.key, opt)
+	if err == nil && sel.rng != nil {
+		// What was asked about may have been replaced meanwhile: no piece of another object may pass for one of the client's.
+		if sel.ifRange(c.r.Header, rd.Object()); sel.rng == nil {
+			rd.Close()
+			opt.Range = nil
+			rd, err = s.opt.Store.Get(c.ctx, c.bucket, c.key, opt)
+		}
+	}
 	if err != nil {
 		if errors.Is(err, object.ErrRange) {
 			return s.unsatisfiable(c, sel, err)

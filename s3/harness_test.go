@@ -9,6 +9,7 @@ import (
 	"encoding/xml"
 	"flag"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -259,6 +260,30 @@ func sign(r *http.Request, key, secret, region string, now time.Time) (seed stri
 	seed = hex.EncodeToString(hmacSHA(signingKey(secret, date[:8], region), "AWS4-HMAC-SHA256\n"+date+"\n"+scope+"\n"+hex.EncodeToString(sum[:])))
 	r.Header.Set("Authorization", "AWS4-HMAC-SHA256 Credential="+key+"/"+scope+", SignedHeaders="+signed+", Signature="+seed)
 	return seed
+}
+
+// presign moves the signature of a request into its query, over its host and its x-amz-* headers.
+func presign(r *http.Request) {
+	date := time.Now().UTC().Format("20060102T150405Z")
+	scope := date[:8] + "/" + DefaultRegion + "/s3/aws4_request"
+	lines := map[string]string{"host": r.URL.Host}
+	for name, v := range r.Header {
+		lines[strings.ToLower(name)] = strings.Join(v, ",")
+	}
+	names := slices.Sorted(maps.Keys(lines))
+	q := r.URL.Query()
+	for name, v := range map[string]string{"Algorithm": "AWS4-HMAC-SHA256", "Credential": testKey + "/" + scope, "Date": date, "Expires": "60",
+		"SignedHeaders": strings.Join(names, ";")} {
+		q.Set("X-Amz-"+name, v)
+	}
+	query := awsQuery(q.Encode())
+	canonical := r.Method + "\n" + awsPath(r.URL.Path) + "\n" + query + "\n"
+	for _, n := range names {
+		canonical += n + ":" + lines[n] + "\n"
+	}
+	sum := sha256.Sum256([]byte(canonical + "\n" + strings.Join(names, ";") + "\nUNSIGNED-PAYLOAD"))
+	sig := hmacSHA(signingKey(testSecret, date[:8], DefaultRegion), "AWS4-HMAC-SHA256\n"+date+"\n"+scope+"\n"+hex.EncodeToString(sum[:]))
+	r.URL.RawQuery = query + "&X-Amz-Signature=" + hex.EncodeToString(sig)
 }
 
 func signingKey(secret, day, region string) []byte {
