@@ -297,7 +297,7 @@ func (a *Array) beginEpoch(cut uint64) error {
 		a.mu.Lock()
 		out := 0
 		s := a.super
-		e := epoch{num: s.epoch().num + 1, cut: cut}
+		e := epoch{num: s.epoch().num + 1, cut: cut, whole: s.clean}
 		a.random(e.id[:])
 		s.history = append([]epoch{e}, a.shortened(s.history)...)
 		s.members = append([]memberEntry(nil), s.members...)
@@ -340,13 +340,16 @@ func (a *Array) beginEpoch(cut uint64) error {
 	}
 }
 
-// shortened makes room for another epoch in a history. The first epoch behind one of which there are packed bands stays, as long as some
-// other can go: its cut is all that tells for ever which stripes of these bands are void. a.mu is held.
+// shortened makes room for another epoch in a history. The first epoch behind one that was not closed in order and has packed bands stays,
+// as long as some other can go: its cut is all that tells for ever which stripes of these bands are void. a.mu is held.
 func (a *Array) shortened(history []epoch) []epoch {
 	if len(history) < maxHistory {
 		return history
 	}
 	needed := func(i int) bool {
+		if history[i].whole {
+			return false
+		}
 		from := uint64(0)
 		if i+1 < len(history) {
 			from = history[i+1].num

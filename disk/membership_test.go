@@ -359,10 +359,16 @@ func TestLongAbsence(t *testing.T) {
 }
 
 // TestVoidForEver: what was never acknowledged stays void when the epoch that cut it off is older than the history, and the bands that
-// used its numbers again are freed.
+// used its numbers again are freed; also when there are packed bands of all epochs of the history.
 func TestVoidForEver(t *testing.T) {
-	for _, epochs := range []int{3, maxHistory + 3} {
+	for _, tt := range []struct {
+		epochs int
+		full   bool // each has a record
+	}{{3, false}, {maxHistory + 3, false}, {maxHistory + 3, true}} {
 		s := newSimArray(t, 6, 4, 2, 20)
+		if tt.full {
+			s = newSimArray(t, 6, 4, 2, maxHistory+20)
+		}
 		a := s.open()
 		w := newWritten()
 		for id := uint64(1); id <= 3; id++ {
@@ -412,8 +418,13 @@ func TestVoidForEver(t *testing.T) {
 			t.Fatalf("entries %+v", s.state.entries)
 		}
 		a.Close()
-		for range epochs {
+		for i := range tt.epochs {
 			a = s.open()
+			if tt.full {
+				if err := w.put(a, uint64(100+i), 100); err != nil {
+					t.Fatal(err)
+				}
+			}
 			a.Close()
 		}
 		a = s.open()
@@ -428,7 +439,7 @@ func TestVoidForEver(t *testing.T) {
 		a = s.open()
 		for _, e := range s.state.entries {
 			if e.body == "rec 2" || e.body == "rec 3" {
-				t.Errorf("%d epochs later: %s is there, which was never acknowledged", epochs, e.body)
+				t.Errorf("%+v: %s is there, which was never acknowledged", tt, e.body)
 			}
 		}
 		a.Close()

@@ -21,7 +21,7 @@ const (
 	superTrailer = 64        // keyed MAC, then checksum
 	memberSize   = 40
 	epochSize    = 32
-	maxHistory   = 64
+	maxHistory   = 255
 	maxKeyArea   = 56 << 10
 )
 
@@ -51,9 +51,10 @@ type memberEntry struct {
 // epoch is a period of writing by one process with one set of disks. Cut is the last packed stripe before it: whatever an
 // earlier epoch wrote beyond was never acknowledged and is void.
 type epoch struct {
-	num uint64
-	id  [8]byte
-	cut uint64
+	num   uint64
+	id    [8]byte
+	cut   uint64
+	whole bool // the epoch before was closed in order: it wrote nothing beyond the cut
 }
 
 // superblock is the description of an array as one of its disks holds it.
@@ -127,6 +128,9 @@ func (s *superblock) encode(copyNo int, key []byte) []byte {
 		le.PutUint64(b[p:], e.num)
 		copy(b[p+8:], e.id[:])
 		le.PutUint64(b[p+16:], e.cut)
+		if e.whole {
+			b[p+24] = 1
+		}
 		p += epochSize
 	}
 	p += copy(b[p:], s.keyArea)
@@ -185,7 +189,7 @@ func decodeSuperblock(b []byte, copyNo int) (*superblock, error) {
 		p += memberSize
 	}
 	for range history {
-		e := epoch{num: le.Uint64(b[p:]), cut: le.Uint64(b[p+16:])}
+		e := epoch{num: le.Uint64(b[p:]), cut: le.Uint64(b[p+16:]), whole: b[p+24]&1 != 0}
 		copy(e.id[:], b[p+8:])
 		s.history = append(s.history, e)
 		p += epochSize
