@@ -445,3 +445,50 @@ func TestVoidForEver(t *testing.T) {
 		a.Close()
 	}
 }
+
+// TestFreedWhileAway: a disk that was away when a band was freed does not bring it back, whatever became of the marks.
+func TestFreedWhileAway(t *testing.T) {
+	const away = 3
+	for name, lose := range map[string]func(*simArray, *Array, []bandMember){
+		"kept": func(*simArray, *Array, []bandMember) {},
+		"under the headers of a band that was never written": func(_ *simArray, a *Array, _ []bandMember) {
+			if _, err := a.openBand(t.Context(), kindPacked, false); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"gone with disks that were replaced": func(s *simArray, a *Array, members []bandMember) {
+			for _, m := range members {
+				if m.slot != away {
+					s.disks[m.slot].Overwrite(a.geo.extentOffset(m.extent), make([]byte, BlockSize))
+				}
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newSimArray(t, 6, 4, 2, 12)
+			w := newWritten()
+			a := s.open()
+			if err := w.put(a, 1, 100); err != nil {
+				t.Fatal(err)
+			}
+			num := s.state.entries[0].data.Band
+			a.Close()
+			rest := slices.Delete(slices.Clone(s.disks), away, away+1)
+			a = s.open(rest...)
+			members := a.bands[num].members
+			if err := a.Free(t.Context(), num); err != nil {
+				t.Fatal(err)
+			}
+			a.Close()
+			a = s.open(rest...)
+			lose(s, a, members)
+			a.Close()
+			s.state = &testState{gaps: true} // the index is lost, and knows nothing either
+			a = s.open()
+			defer a.Close()
+			if a.bands[num] != nil || len(s.state.entries) > 0 {
+				t.Errorf("band %x is back, with %d records", num, len(s.state.entries))
+			}
+		})
+	}
+}

@@ -171,20 +171,37 @@ func (r *recovery) dropVoid() map[uint64][]bandMember {
 	})
 	taken := map[bandMember]bool{}
 	for _, f := range all {
-		if r.freed[f.num] || slices.ContainsFunc(f.members, func(m bandMember) bool { return taken[m] }) {
-			delete(r.found, f.num)
-			left[f.num] = f.claims
-			continue
-		}
-		if !f.begun && !r.anythingIn(f) {
-			delete(r.found, f.num)
-			continue
-		}
+		void := r.freed[f.num] || r.forgotten(f)
 		for _, m := range f.members {
-			taken[m] = true
+			void = void || taken[m]
+			taken[m] = true // also by one that is void or was never written: its headers went over the marks of what was freed before
+		}
+		if void {
+			left[f.num] = f.claims
+		}
+		if void || !f.begun && !r.anythingIn(f) {
+			delete(r.found, f.num)
 		}
 	}
 	return left
+}
+
+// forgotten reports whether only disks that were out call a band alive, while others of its disks, which never were, know nothing of it: it was
+// freed meanwhile, and the marks are gone with disks that were replaced since. A header that is merely damaged would be one more fault than
+// parity bears, as a band has more disks than can be out.
+func (r *recovery) forgotten(f *foundBand) bool {
+	out := func(m bandMember) bool {
+		st := r.a.super.members[m.slot].state
+		return st == memberOut || st == memberOutHollow
+	}
+	if !slices.ContainsFunc(f.claims, func(m bandMember) bool { return !out(m) }) {
+		for _, m := range f.members {
+			if d := r.a.slots()[m.slot]; d.present() && !d.hollow && !out(m) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // anythingIn looks for any valid header in the part of a band that could be in flight while its first stripe is missing. The first
