@@ -91,3 +91,30 @@ func TestReplaceCommand(t *testing.T) {
 		t.Error("with two old disks gone the object is another")
 	}
 }
+
+// TestReplaceSwappedDisks: the list of disks holds when the disks had changed places before one was replaced.
+func TestReplaceSwappedDisks(t *testing.T) {
+	dir := t.TempDir()
+	in := startDaemon(t, dir, nil)
+	in.want(t, http.StatusOK, http.MethodPut, in.https+"/bucket", nil)
+	before := statusOf(t, dir)
+	in.end(t)
+
+	a, b, tmp := before.Disks[0].Path, before.Disks[3].Path, filepath.Join(dir, "tmp")
+	for _, move := range [][2]string{{a, tmp}, {b, a}, {tmp, b}} {
+		if err := os.Rename(move[0], move[1]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	fresh := filepath.Join(dir, "fresh.img")
+	if err := disk.CreateFile(fresh, before.Disks[3].Size); err != nil {
+		t.Fatal(err)
+	}
+	if code, _, errText := coffer(t, "array", "replace", "--data", dir, "--yes", "3", fresh); code != exitOK {
+		t.Fatalf("replace: exit %d: %s", code, errText)
+	}
+	got := statusOf(t, dir)
+	if got.State != "healthy" || got.Disks[0].Path != b || got.Disks[3].Path != fresh {
+		t.Errorf("%s, slot 0 at %s, slot 3 at %s; want %s and %s", got.State, got.Disks[0].Path, got.Disks[3].Path, b, fresh)
+	}
+}

@@ -135,7 +135,7 @@ func (a *appliance) replace(ctx context.Context, old, path string, force bool) (
 		return nil, err
 	}
 	if a.dir.noted() && len(*a.paths.Load()) == len(st.Disks) {
-		paths := slices.Clone(*a.paths.Load())
+		paths := slotPaths(st.Disks, *a.paths.Load())
 		paths[slot] = path
 		id, err := hex.DecodeString(st.ArrayID)
 		if err != nil {
@@ -148,6 +148,23 @@ func (a *appliance) replace(ctx context.Context, old, path string, force bool) (
 		r.Noted = true
 	}
 	return r, nil
+}
+
+// slotPaths are the paths of the disks in slot order, whatever order they were noted in: disks may have changed places since. Where
+// one is missing and its path unknown, one that no disk has stands for it.
+func slotPaths(disks []disk.DiskStatus, noted []string) []string {
+	paths := make([]string, len(disks))
+	rest := slices.Clone(noted)
+	for i, d := range disks {
+		paths[i] = d.Path
+		rest = slices.DeleteFunc(rest, func(p string) bool { return p == d.Path })
+	}
+	for i := range paths {
+		if paths[i] == "" && len(rest) > 0 {
+			paths[i], rest = rest[0], rest[1:]
+		}
+	}
+	return paths
 }
 
 // noted reports whether the data directory says where the disks are.

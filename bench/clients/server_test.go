@@ -98,6 +98,13 @@ func newServer(t *testing.T, diskMiB int, env ...string) *server {
 // start starts the daemon and waits until it is ready.
 func (s *server) start(args ...string) {
 	s.t.Helper()
+	s.launch(args...)
+	s.awaitReady()
+}
+
+// launch starts the daemon.
+func (s *server) launch(args ...string) {
+	s.t.Helper()
 	if err := os.RemoveAll(filepath.Join(s.dir, "run")); err != nil {
 		s.t.Fatal(err)
 	}
@@ -120,6 +127,10 @@ func (s *server) start(args ...string) {
 		s.cmd = nil
 		s.t.Fatalf("start the daemon: %v", err)
 	}
+}
+
+func (s *server) awaitReady() {
+	s.t.Helper()
 	ctx, cancel := context.WithTimeout(s.t.Context(), startTimeout)
 	defer cancel()
 	for !s.ready(ctx) {

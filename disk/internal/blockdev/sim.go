@@ -301,6 +301,9 @@ func (d *SimDisk) Discard(off, n int64) error {
 		return err
 	}
 	return d.change("discard", func() error {
+		if r := d.fire(onDiscard); r != nil {
+			return r.err
+		}
 		for i := off / Align; i < (off+n)/Align; i++ {
 			if d.world.rng.IntN(2) == 0 {
 				d.store([]simWrite{{int(i), nil}}, false)
@@ -316,6 +319,9 @@ func (d *SimDisk) Prepare(off, n int64) error {
 		return err
 	}
 	return d.change("prepare", func() error {
+		if r := d.fire(onPrepare); r != nil {
+			return r.err
+		}
 		zero := new(simPage)
 		for i := off / Align; i < (off+n)/Align; i++ {
 			if d.cache[i] != nil {

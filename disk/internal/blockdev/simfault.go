@@ -24,6 +24,8 @@ const (
 	onRead simKind = iota
 	onWrite
 	onFlush
+	onPrepare
+	onDiscard
 )
 
 // fire counts an operation, and returns the rule that is due.
@@ -80,6 +82,26 @@ func (d *SimDisk) FailFlush(nth int, err error) {
 func (d *SimDisk) FailFlushPersisted(nth int, err error) {
 	d.arm(simRule{on: onFlush, nth: nth, err: err, persist: true}, "flush %d fails, persisted: %v", nth, err)
 }
+
+// FailPrepare lets the nth Prepare from now fail with err, once, and leave nothing.
+func (d *SimDisk) FailPrepare(nth int, err error) {
+	d.arm(simRule{on: onPrepare, nth: nth, err: err}, "prepare %d fails: %v", nth, err)
+}
+
+// FailDiscard lets the nth Discard from now fail with err, once, and leave all as it is.
+func (d *SimDisk) FailDiscard(nth int, err error) {
+	d.arm(simRule{on: onDiscard, nth: nth, err: err}, "discard %d fails: %v", nth, err)
+}
+
+// Armed is how many faults of coming operations have not been met.
+func (d *SimDisk) Armed() int {
+	d.world.mu.Lock()
+	defer d.world.mu.Unlock()
+	return len(d.rules)
+}
+
+// Disarm calls off the faults of coming operations.
+func (d *SimDisk) Disarm() { d.fault(func() { d.rules = nil }, "disarmed") }
 
 // LoseWrite lets the nth write from now be acknowledged and never applied.
 func (d *SimDisk) LoseWrite(nth int) {
