@@ -32,6 +32,7 @@ type flight struct {
 	op     *Op
 	ticket *Ticket
 	sum    uint32 // of a write's buffer when it was started
+	late   *hold  // of a read whose caller has left; its bytes still come into the buffer
 }
 
 // Ticket stands for the operations of one Start.
@@ -111,9 +112,18 @@ func (w *World) cut() {
 func (w *World) endFlight() {
 	for _, f := range w.flight {
 		f.op.Err = fmt.Errorf("access %s: %w", f.disk.name, ErrPowerCut)
-		f.ticket.left--
+		f.end()
 	}
 	w.flight = nil
+}
+
+// end tells the caller that the operation is over.
+func (f *flight) end() {
+	if f.late != nil {
+		f.disk.counters.letGo(f.late, f.op.Err)
+		return
+	}
+	f.ticket.left--
 }
 
 // Restart turns the power on and opens all disks again. Without a cut before it, it is the restart of a killed process: caches
@@ -176,8 +186,26 @@ func (w *World) complete(i int) {
 	}
 	w.flight[i] = w.flight[len(w.flight)-1]
 	w.flight = w.flight[:len(w.flight)-1]
+	if f.disk.slow && f.op.LateAfter > 0 && f.late == nil {
+		w.delay(f)
+		return
+	}
 	f.disk.perform(f.op)
+	f.end()
+}
+
+// delay lets the caller of a read go without its bytes, which come at any later time.
+func (w *World) delay(f flight) {
+	op := *f.op
+	h := &hold{}
+	if f.disk.counters.late.Load() >= maxLate {
+		h = nil
+	}
+	(&member{path: f.disk.name, counters: &f.disk.counters}).late(f.op, h)
 	f.ticket.left--
+	if h != nil {
+		w.flight = append(w.flight, flight{disk: f.disk, op: &op, late: h})
+	}
 }
 
 // start puts ops in flight.
