@@ -31,7 +31,7 @@ type flight struct {
 	disk   *SimDisk
 	op     *Op
 	ticket *Ticket
-	sum    uint32 // of a write's buffer when it was started
+	sum    uint32 // of the buffer of a write or a late read when that began: nobody may change it
 	late   *hold  // of a read whose caller has left; its bytes still come into the buffer
 }
 
@@ -173,13 +173,24 @@ func (w *World) Step() bool {
 	return true
 }
 
+// Land completes all late reads.
+func (w *World) Land() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for i := len(w.flight) - 1; i >= 0; i-- {
+		if w.flight[i].late != nil {
+			w.complete(i) // puts the last in its place, which was looked at
+		}
+	}
+}
+
 // complete ends the i-th operation in flight.
 func (w *World) complete(i int) {
 	f := w.flight[i]
+	if (f.op.Write || f.late != nil) && f.sum != crc32.Checksum(f.op.Buf, castagnoli()) {
+		panic("blockdev: buffer changed while a write of it, or a late read into it, was in flight")
+	}
 	if f.op.Write {
-		if f.sum != crc32.Checksum(f.op.Buf, castagnoli()) {
-			panic("blockdev: buffer changed while a write of it was in flight")
-		}
 		if w.tick() != nil {
 			return // the cut ended it with all others
 		}
@@ -204,7 +215,7 @@ func (w *World) delay(f flight) {
 	(&member{path: f.disk.name, counters: &f.disk.counters}).late(f.op, h)
 	f.ticket.left--
 	if h != nil {
-		w.flight = append(w.flight, flight{disk: f.disk, op: &op, late: h})
+		w.flight = append(w.flight, flight{disk: f.disk, op: &op, late: h, sum: crc32.Checksum(op.Buf, castagnoli())})
 	}
 }
 
