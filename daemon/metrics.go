@@ -184,6 +184,8 @@ func registerArray(r prometheus.Registerer, open func() *appliance) {
 		counter("commits_total", "Group commits: packed stripes made durable.", func(s *disk.Status) float64 { return float64(s.Commits) }),
 		counter("commit_records_total", "Records in group commits.", func(s *disk.Status) float64 { return float64(s.Records) }),
 		counter("repaired_cells_total", "Cells rewritten because they were bad or missing.", func(s *disk.Status) float64 { return float64(s.Repairs) }),
+		counter("hedged_reads_total", "Reads that were late, so that other disks were asked.", func(s *disk.Status) float64 { return float64(s.Hedges) }),
+		counter("hedged_reads_won_total", "Hedged reads that the other disks answered first.", func(s *disk.Status) float64 { return float64(s.HedgesWon) }),
 		counter("reconstructed_reads_total", "Reads answered from parity.", func(s *disk.Status) float64 { return float64(s.Reconstructions) }),
 	}
 	slots := gauge("key_slots", "Key slots of the array by kind.", func(v float64) float64 { return v }, "kind")
@@ -270,6 +272,7 @@ func diskMetrics() func(chan<- prometheus.Metric, *disk.DiskStatus) {
 		counter("disk_written_bytes_total", "Bytes written.", func(d ds) float64 { return float64(d.Stats.WriteBytes) }, "disk"),
 		counter("disk_read_errors_total", "Reads that failed.", func(d ds) float64 { return float64(d.Stats.ReadErrors) }, "disk"),
 		counter("disk_write_errors_total", "Writes and flushes that failed.", func(d ds) float64 { return float64(d.Stats.WriteErrors) }, "disk"),
+		counter("disk_late_reads_total", "Reads that took far longer than those of other disks.", func(d ds) float64 { return float64(d.Stats.Lates) }, "disk"),
 		counter("disk_timeouts_total", "Failures that were missed deadlines.", func(d ds) float64 { return float64(d.Stats.Timeouts) }, "disk"),
 	}
 	one := func(v float64) float64 { return v }

@@ -16,6 +16,7 @@ type runner interface {
 // cannot make whole either, and it must not count as if it were.
 func (a *Array) run(ops []blockdev.Op) error {
 	err := a.group.Run(ops)
+	a.noteLate(ops)
 	if !a.opening || err != nil {
 		return err
 	}

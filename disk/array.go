@@ -37,7 +37,7 @@ type Array struct {
 	log                         *packedLog
 	bulk                        bulkStream
 	stats                       counters
-	writeTimeout                time.Duration
+	writeTimeout, readTimeout   time.Duration
 	// encoded and rebuilt count the bytes and time of parity and reconstruction.
 	encoded, rebuilt *hw.Meter
 
@@ -54,6 +54,7 @@ type Array struct {
 	table atomic.Pointer[[]*disk]
 
 	rebuildRate atomic.Int64
+	hedges      hedging
 
 	opening bool // recovery runs, and nothing else
 

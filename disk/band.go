@@ -64,10 +64,11 @@ type disk struct {
 	extents uint32
 	used    []bool // by extent
 	free    int
-	next    uint32      // where the search for a free extent begins
-	hollow  bool        // being rebuilt: the member table says so
-	rebuild *rebuilding // guarded by Array.mu
-	suspect atomic.Bool // slower than its peers
+	next    uint32       // where the search for a free extent begins
+	hollow  bool         // being rebuilt: the member table says so
+	rebuild *rebuilding  // guarded by Array.mu
+	suspect atomic.Bool  // slower than its peers
+	late    atomic.Int32 // late reads in flight
 }
 
 // usable reports whether the disk takes part in new writes.

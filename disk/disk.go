@@ -191,6 +191,7 @@ type faults struct {
 	noFlush, noRepair, noVerify, noNonce, noLocation bool
 	noMark, noPin                                    bool // of freed bands
 	trustData, noInFlight                            bool // of scrubs: parity is made anew from unverified data; what is being written is judged
+	noHold                                           bool // the memory of late reads is used again while they go on
 	noShadow                                         bool // the simulated caller forgets deletions with the band that they lie in
 }
 

@@ -19,8 +19,9 @@ const (
 
 // pulse is what was seen of a disk's latency.
 type pulse struct {
-	reads, writes blockdev.Latency // at the end of the last interval
-	slow          int              // intervals in a row
+	reads, writes blockdev.Latency                       // at the end of the last interval
+	slow          int                                    // intervals in a row
+	sizes         [blockdev.SizeClasses]blockdev.Latency // what the bounds of late reads take into account
 }
 
 // mean returns the mean latency since before, 0 without any operation.
@@ -67,17 +68,20 @@ func (a *Array) takePulse(pulses map[*disk]*pulse) (fence []*disk) {
 		}
 	}
 	a.mu.RUnlock()
-	for _, d := range live {
+	stats := make([]blockdev.Stats, len(live))
+	for i, d := range live {
 		p := pulses[d]
 		if p == nil {
 			p = &pulse{}
 			pulses[d] = p
 		}
 		s := d.dev.Stats()
+		stats[i] = s
 		reads = append(reads, meanSince(p.reads, s.ReadLatency))
 		writes = append(writes, meanSince(p.writes, s.DurableLatency))
 		p.reads, p.writes = s.ReadLatency, s.DurableLatency
 	}
+	a.hedges.measure(live, stats, pulses)
 	for i, d := range live {
 		p := pulses[d]
 		switch {
@@ -124,18 +128,19 @@ func (a *Array) canSpare(d *disk) bool {
 	return out < a.geo.Parity
 }
 
-// avoid reports whether a member of a band is suspect, and all others are there to answer for it.
+// avoid reports whether a member of a band lags, and enough others are there to answer for it.
 func (a *Array) avoid(b *band, pos int) bool {
 	slots := a.slots()
-	if !slots[b.members[pos].slot].suspect.Load() || b.parity == 0 {
+	if !slots[b.members[pos].slot].lags() || b.parity == 0 {
 		return false
 	}
 	a.mu.RLock()
 	defer a.mu.RUnlock()
+	out := 0
 	for i, m := range b.members {
-		if d := slots[m.slot]; i != pos && (!d.present() || b.isHollow(i) || d.suspect.Load()) {
-			return false
+		if d := slots[m.slot]; i == pos || !d.present() || b.isHollow(i) || d.lags() {
+			out++
 		}
 	}
-	return true
+	return out <= b.parity
 }

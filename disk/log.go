@@ -44,6 +44,8 @@ type packedLog struct {
 	err      error // why the log has stopped
 
 	acked atomic.Uint64 // highest stripe that is durable with all before it
+
+	requests sync.Pool // of *request
 }
 
 // packedStripe is a stripe in flight.
@@ -61,12 +63,10 @@ type packedStripe struct {
 }
 
 func newPackedLog(a *Array) *packedLog {
-	p := &packedLog{a: a}
+	p := &packedLog{a: a, requests: sync.Pool{New: func() any { return &request{done: make(chan struct{}, 1)} }}}
 	p.wake = sync.NewCond(&p.mu)
 	return p
 }
-
-var requests = sync.Pool{New: func() any { return &request{done: make(chan struct{}, 1)} }}
 
 // Append adds a record to the log and returns its sequence number once it is durable on every disk of its stripe and applied.
 // It does not end early with ctx: every I/O has a deadline, so an answer always comes.
@@ -74,7 +74,7 @@ func (a *Array) Append(ctx context.Context, rec Record) (uint64, error) {
 	if len(rec.Body) > MaxBody || len(rec.Data) > MaxPacked {
 		return 0, fmt.Errorf("append record of %d+%d bytes: %w", len(rec.Body), len(rec.Data), ErrTooLarge)
 	}
-	r := requests.Get().(*request)
+	r := a.log.requests.Get().(*request)
 	r.rec, r.seq, r.err, r.data = rec, 0, nil, Loc{}
 	if err := a.log.enqueue(r); err != nil {
 		return 0, err
@@ -84,7 +84,7 @@ func (a *Array) Append(ctx context.Context, rec Record) (uint64, error) {
 	<-r.done
 	seq, err := r.seq, r.err
 	r.rec = Record{}
-	requests.Put(r)
+	a.log.requests.Put(r)
 	return seq, err
 }
 

@@ -370,7 +370,7 @@ func newArray(opt Options, devs []blockdev.Device, head *superblock, disks []*di
 		codec: newCodec(head.array, opt.Keys.CellKey(), opt.Crypto, opt.faults),
 		bands: map[uint64]*band{}, ahead: map[kind]*aheadBand{}, repair: make(chan repairTask, 64),
 		room:   room{pressure: make(chan struct{}, 1)},
-		diskOf: make([]atomic.Pointer[disk], blockdev.MaxGroup), writeTimeout: writeTimeout,
+		diskOf: make([]atomic.Pointer[disk], blockdev.MaxGroup), writeTimeout: writeTimeout, readTimeout: timeout(opt.ReadTimeout),
 		bulk: bulkStream{lock: make(chan struct{}, 1)},
 	}
 	if opt.Crypto != nil {

@@ -69,6 +69,15 @@ func (a *Array) op(b *band, pos int, off uint32, at int, mem []byte) (blockdev.O
 	return blockdev.Op{Dev: d.gi, Off: o, Buf: mem}, true
 }
 
+// hedgedOp is op of a read that others can answer when it is late.
+func (a *Array) hedgedOp(b *band, pos int, off uint32, at int, mem []byte) (blockdev.Op, bool) {
+	op, ok := a.op(b, pos, off, at, mem)
+	if ok && b.parity > 0 && !a.opening {
+		op.LateAfter = a.lateAfter(len(mem))
+	}
+	return op, ok
+}
+
 // ReadStripe reads segments first..first+n-1 of a bulk stripe: one read for each cell that they touch. Cells that cannot be read
 // are reconstructed from the others, unverified: the caller's AEAD decides, and Repair looks closer.
 func (a *Array) ReadStripe(ctx context.Context, s Stripe, first, n int) (*View, error) {
@@ -139,7 +148,7 @@ func (v *View) readRows(ctx context.Context) error {
 		if c.rows == 0 {
 			continue
 		}
-		op, ok := v.a.op(v.band, v.member(j), v.stripe.Off, slotOffset(c.row0), c.mem)
+		op, ok := v.a.hedgedOp(v.band, v.member(j), v.stripe.Off, slotOffset(c.row0), c.mem)
 		if !ok || v.a.avoid(v.band, v.member(j)) {
 			missing = true
 			continue
@@ -153,41 +162,70 @@ func (v *View) readRows(ctx context.Context) error {
 		}
 	}
 	for i := range v.ops {
-		c := &v.cells[roles[i]]
-		c.ok, c.stuck = v.ops[i].Err == nil, v.ops[i].Stuck
+		v.cells[roles[i]].ok = v.ops[i].Err == nil
 		missing = missing || v.ops[i].Err != nil
 		v.a.queueLatent(v.band, v.stripe.Off, v.ops[i].Err)
 	}
-	if missing {
-		return v.degraded(ctx)
+	if !missing {
+		return nil
 	}
-	return nil
+	return v.answer(ctx, func() (some, late bool) {
+		n := 0
+		for i := range v.ops {
+			v.cells[roles[i]].ok = v.ops[i].Err == nil
+			if isLate(&v.ops[i]) {
+				n++
+			}
+		}
+		for j := range d {
+			if c := &v.cells[j]; c.rows > 0 && !c.ok {
+				some = true
+				n--
+			}
+		}
+		return some, n == 0
+	}, v.fetchRows, func(r rebuilt) {
+		for i := range v.ops {
+			v.cells[roles[i]].stuck = v.ops[i].Stuck
+		}
+		v.takeRows(r)
+	})
 }
 
-// degraded reconstructs the cells that could not be read, row range by row range, from any others.
-func (v *View) degraded(ctx context.Context) error {
-	d := int(v.stripe.Data)
-	row0, row1 := v.stripe.rows(), 0
+// fetchRows returns what reconstructs the cells that could not be read, row range by row range, from any others.
+func (v *View) fetchRows() func(context.Context) (rebuilt, error) {
+	a, b, off, d := v.a, v.band, v.stripe.Off, int(v.stripe.Data)
+	row0, row1 := v.lostRows()
+	var lost [MaxWidth]bool
 	for j := range d {
+		lost[j] = v.cells[j].rows > 0 && !v.cells[j].ok
+	}
+	return func(ctx context.Context) (rebuilt, error) {
+		return a.rebuildRange(ctx, b, off, d, slotOffset(row0), (row1-row0)*SegmentSize, func(role int) bool { return !lost[role] })
+	}
+}
+
+// lostRows is the range of rows that are wanted of cells that could not be read.
+func (v *View) lostRows() (row0, row1 int) {
+	row0 = v.stripe.rows()
+	for j := range int(v.stripe.Data) {
 		if c := &v.cells[j]; c.rows > 0 && !c.ok {
 			row0, row1 = min(row0, c.row0), max(row1, c.row0+c.rows)
 		}
 	}
-	v.a.stats.reconstructions.Add(1)
-	got, done, err := v.a.rebuildRange(ctx, v.band, v.stripe.Off, d, slotOffset(row0), (row1-row0)*SegmentSize, func(role int) bool {
-		c := &v.cells[role]
-		return role >= d || c.ok || c.rows == 0
-	})
-	if err != nil {
-		return err
-	}
-	defer done()
+	return row0, row1
+}
+
+// takeRows puts reconstructed cells in place.
+func (v *View) takeRows(r rebuilt) {
+	d := int(v.stripe.Data)
+	row0, _ := v.lostRows()
 	for j := range d {
 		c := &v.cells[j]
 		if c.rows == 0 || c.ok {
 			continue
 		}
-		p := got[j][(c.row0-row0)*SegmentSize:]
+		p := r.cells[j][(c.row0-row0)*SegmentSize:]
 		if !c.stuck {
 			copy(c.mem, p)
 			continue
@@ -196,7 +234,6 @@ func (v *View) degraded(ctx context.Context) error {
 			v.fix((c.row0+i)*d+j-v.first, p[i*SegmentSize:][:SegmentSize])
 		}
 	}
-	return nil
 }
 
 // fix keeps a copy of p as what Bytes(i) returns.
@@ -208,59 +245,64 @@ func (v *View) fix(i int, p []byte) {
 }
 
 // rebuildRange reads n bytes at byte offset at of enough cells of a stripe and reconstructs the data cells for which use says
-// false, or whose read fails. The result is by role; done gives the memory back.
-func (a *Array) rebuildRange(ctx context.Context, b *band, off uint32, data, at, n int, use func(role int) bool) ([][]byte, func(), error) {
+// false. The result is by role, and holds what was reconstructed.
+func (a *Array) rebuildRange(ctx context.Context, b *band, off uint32, data, at, n int, use func(role int) bool) (rebuilt, error) {
 	width := data + b.parity
 	buf, err := a.rebuild.Get(ctx, width*n)
 	if err != nil {
-		return nil, nil, err
+		return rebuilt{}, err
 	}
-	var ops []blockdev.Op
-	done := func() { release(&buf, ops) }
 	mem := buf.Bytes()
-	shards := make([][]byte, width)
-	want := make([]bool, width)
-	rot := rotation(b.num, off, len(b.members))
-	have, role := 0, 0
-	for have < data && role < width {
-		batch := len(ops)
-		var roles []int
-		for ; role < width && have+len(roles) < data; role++ {
-			if !use(role) {
+	var roles []int
+	ops := make([]blockdev.Op, 0, width)
+	for _, lagging := range []bool{false, true} { // those last
+		for role := range width {
+			pos := (rotation(b.num, off, len(b.members)) + role) % len(b.members)
+			if !use(role) || a.slots()[b.members[pos].slot].lags() != lagging || slices.Contains(roles, role) {
 				continue
 			}
-			op, ok := a.op(b, (rot+role)%len(b.members), off, at, mem[role*n:][:n:n])
-			if ok {
-				ops = append(ops, op)
-				roles = append(roles, role)
+			if op, ok := a.hedgedOp(b, pos, off, at, mem[role*n:][:n:n]); ok {
+				ops, roles = append(ops, op), append(roles, role)
 			}
 		}
-		if len(roles) == 0 {
-			break
-		}
-		if err := a.run(ops[batch:]); err != nil {
-			done()
-			return nil, nil, err
-		}
-		for i, r := range roles {
-			if ops[batch+i].Err == nil {
-				shards[r] = ops[batch+i].Buf
+	}
+	begun := 0 // of ops
+	done := func() { release(&buf, ops[:begun]) }
+	have := 0
+	count := func() {
+		have = 0
+		for i := range begun {
+			if ops[i].Err == nil {
 				have++
 			}
 		}
 	}
-	if have < data {
+	for have < data && begun < len(ops) && err == nil {
+		batch := ops[begun:min(begun+data-have, len(ops))]
+		begun += len(batch)
+		err = a.run(batch)
+		count()
+	}
+	if have < data && err == nil {
+		err = a.runOut(ctx, ops[:begun])
+		count()
+	}
+	if have < data && err == nil {
+		err = fmt.Errorf("stripe %x/%d: %d of %d cells readable: %w", b.num, off, have, data, ErrCorrupt)
+	}
+	if err != nil {
 		done()
-		return nil, nil, fmt.Errorf("stripe %x/%d: %d of %d cells readable: %w", b.num, off, have, data, ErrCorrupt)
+		return rebuilt{}, err
 	}
-	for r := range data {
-		if shards[r] == nil {
-			want[r], shards[r] = true, mem[r*n:][:0:n]
-		}
+	shards := make([][]byte, width)
+	want := make([]bool, width)
+	for r := range width {
+		shards[r] = mem[r*n:][:0:n]
+		want[r] = r < data && !use(r)
 	}
-	for r := data; r < width; r++ {
-		if shards[r] == nil {
-			shards[r] = mem[r*n:][:0:n]
+	for i := range begun {
+		if ops[i].Err == nil {
+			shards[roles[i]] = ops[i].Buf
 		}
 	}
 	if slices.Contains(want, true) {
@@ -272,10 +314,10 @@ func (a *Array) rebuildRange(ctx context.Context, b *band, off uint32, data, at,
 		a.rebuilt.Add(data*n, time.Since(t))
 		if err != nil {
 			done()
-			return nil, nil, err
+			return rebuilt{}, err
 		}
 	}
-	return shards, done, nil
+	return rebuilt{cells: shards, done: done}, nil
 }
 
 // ReadPacked reads packed bytes: one read of one disk when all is well.
@@ -299,7 +341,7 @@ func (a *Array) ReadPacked(ctx context.Context, l Loc) (*View, error) {
 		return nil, err
 	}
 	mem := v.buf.Bytes()[:n]
-	op, ok := a.op(b, v.member(int(l.Role)), l.Off, from, mem)
+	op, ok := a.hedgedOp(b, v.member(int(l.Role)), l.Off, from, mem)
 	if ok = ok && !a.avoid(b, v.member(int(l.Role))); ok {
 		v.ops = append(v.ops, op)
 		if err := a.run(v.ops); err != nil {
@@ -310,7 +352,7 @@ func (a *Array) ReadPacked(ctx context.Context, l Loc) (*View, error) {
 		a.queueLatent(b, l.Off, v.ops[0].Err)
 	}
 	if !ok {
-		if err := v.degradedPacked(ctx, from, n, mem); err != nil {
+		if err := v.answerPacked(ctx, from, n, mem); err != nil {
 			v.Release()
 			return nil, err
 		}
@@ -318,29 +360,38 @@ func (a *Array) ReadPacked(ctx context.Context, l Loc) (*View, error) {
 	return v, nil
 }
 
-// degradedPacked reconstructs the wanted range of a packed cell. How many data cells the stripe has is in the others' headers.
-func (v *View) degradedPacked(ctx context.Context, from, n int, mem []byte) error {
-	a := v.a
-	a.stats.reconstructions.Add(1)
-	h, err := a.anyHeader(ctx, v.band, v.loc.Off)
+// answerPacked brings the wanted range of a packed cell after its read did not.
+func (v *View) answerPacked(ctx context.Context, from, n int, mem []byte) error {
+	lacks := func() (some, late bool) {
+		if len(v.ops) == 0 {
+			return true, false
+		}
+		return v.ops[0].Err != nil, isLate(&v.ops[0])
+	}
+	take := func(r rebuilt) {
+		if p := r.cells[v.loc.Role]; len(v.ops) > 0 && v.ops[0].Stuck {
+			v.fix(0, p[v.start:][:v.loc.Len])
+		} else {
+			// Parity covers payloads, not headers: a range that begins in the header block has no header now, which nobody reads.
+			copy(mem, p)
+		}
+	}
+	a, b, loc := v.a, v.band, v.loc
+	return v.answer(ctx, lacks, func() func(context.Context) (rebuilt, error) {
+		return func(ctx context.Context) (rebuilt, error) { return a.rebuildPacked(ctx, b, loc, from, n) }
+	}, take)
+}
+
+// rebuildPacked reconstructs a range of a packed cell. How many data cells the stripe has is in the others' headers.
+func (a *Array) rebuildPacked(ctx context.Context, b *band, l Loc, from, n int) (rebuilt, error) {
+	h, err := a.anyHeader(ctx, b, l.Off)
 	if err != nil {
-		return err
+		return rebuilt{}, err
 	}
-	if from+n > int(h.blocks)*BlockSize || v.loc.Role >= h.data {
-		return fmt.Errorf("read %x/%d: outside its cell: %w", v.loc.Band, v.loc.Off, ErrCorrupt)
+	if from+n > int(h.blocks)*BlockSize || l.Role >= h.data {
+		return rebuilt{}, fmt.Errorf("read %x/%d: outside its cell: %w", l.Band, l.Off, ErrCorrupt)
 	}
-	got, done, err := a.rebuildRange(ctx, v.band, v.loc.Off, int(h.data), from, n, func(r int) bool { return r != int(v.loc.Role) })
-	if err != nil {
-		return err
-	}
-	defer done()
-	if len(v.ops) > 0 && v.ops[0].Stuck {
-		v.fix(0, got[v.loc.Role][v.start:][:v.loc.Len])
-		return nil
-	}
-	copy(mem, got[v.loc.Role])
-	// Parity covers payloads, not headers: a range that begins in the header block has no header now, which nobody reads.
-	return nil
+	return a.rebuildRange(ctx, b, l.Off, int(h.data), from, n, func(r int) bool { return r != int(l.Role) })
 }
 
 // anyHeader reads headers at a stripe's offset until one is valid.
@@ -349,24 +400,44 @@ func (a *Array) anyHeader(ctx context.Context, b *band, off uint32) (header, err
 	if err != nil {
 		return header{}, err
 	}
+	var at []int
 	var ops []blockdev.Op
-	defer func() { release(&buf, ops) }()
-	for pos := range b.members {
-		op, ok := a.op(b, pos, off, 0, buf.Bytes()[pos*BlockSize:][:BlockSize])
-		if !ok {
-			continue
+	begun := 0
+	defer func() { release(&buf, ops[:begun]) }()
+	for _, lagging := range []bool{false, true} { // those last
+		for pos, m := range b.members {
+			if a.slots()[m.slot].lags() != lagging || slices.Contains(at, pos) {
+				continue
+			}
+			if op, ok := a.hedgedOp(b, pos, off, 0, buf.Bytes()[pos*BlockSize:][:BlockSize]); ok {
+				ops, at = append(ops, op), append(at, pos)
+			}
 		}
-		ops = append(ops, op)
-		last := ops[len(ops)-1:]
-		if err := a.run(last); err != nil {
+	}
+	valid := func(i int) (header, bool) {
+		if ops[i].Err != nil {
+			return header{}, false
+		}
+		h, err := a.codec.parse(ops[i].Buf, place{disk: a.slots()[b.members[at[i]].slot].id, band: b.num, off: off})
+		return h, err == nil && h.kind == b.kind && a.fits(&h, b)
+	}
+	for i := range ops {
+		begun++
+		if err := a.run(ops[i : i+1]); err != nil {
 			return header{}, err
 		}
-		if last[0].Err != nil {
-			continue
-		}
-		h, err := a.codec.parse(op.Buf, place{disk: a.slots()[b.members[pos].slot].id, band: b.num, off: off})
-		if err == nil && h.kind == b.kind && a.fits(&h, b) {
+		if h, ok := valid(i); ok {
 			return h, nil
+		}
+	}
+	if slices.ContainsFunc(ops, func(o blockdev.Op) bool { return isLate(&o) }) {
+		if err := a.runOut(ctx, ops); err != nil {
+			return header{}, err
+		}
+		for i := range ops {
+			if h, ok := valid(i); ok {
+				return h, nil
+			}
 		}
 	}
 	return header{}, fmt.Errorf("stripe %x/%d: no valid header: %w", b.num, off, ErrCorrupt)
@@ -398,7 +469,11 @@ func (v *View) Len() int { return v.n }
 
 // Release gives the memory back.
 func (v *View) Release() {
-	if v.buf.Bytes() != nil {
+	switch {
+	case v.buf.Bytes() == nil:
+	case v.a.opt.faults.noHold:
+		v.buf.Release()
+	default:
 		release(&v.buf, v.ops)
 	}
 	v.band.unpin()

@@ -95,6 +95,7 @@ func TestSimulationCatchesBugs(t *testing.T) {
 		{"nopin", faults{noPin: true}, simKinds},
 		{"trustdata", faults{trustData: true}, simKinds},
 		{"noinflight", faults{noInFlight: true}, simKinds},
+		{"nohold", faults{noHold: true}, blockdev.FaultSlow},
 		{"noshadow", faults{noShadow: true}, simKinds},
 		{"noflush", faults{noFlush: true}, simKinds},
 		{"norepair", faults{noRepair: true}, simKinds},
@@ -117,9 +118,9 @@ func TestSimulationCatchesBugs(t *testing.T) {
 
 // simKinds are the faults of a normal run.
 const simKinds = blockdev.FaultRot | blockdev.FaultOverwrite | blockdev.FaultStale | blockdev.FaultMisplaced | blockdev.FaultBadRange |
-	blockdev.FaultLostWrite | blockdev.FaultMisdirect | blockdev.FaultFailOnce | blockdev.FaultDead | blockdev.FaultHung | blockdev.FaultFull
+	blockdev.FaultLostWrite | blockdev.FaultMisdirect | blockdev.FaultFailOnce | blockdev.FaultDead | blockdev.FaultHung | blockdev.FaultFull | blockdev.FaultSlow
 
-type simStats struct{ cuts, acked, opens, stripes, faults, freed, replaced, scrubs, mended int }
+type simStats struct{ cuts, acked, opens, stripes, faults, freed, replaced, scrubs, mended, hedges int }
 
 func (s *simStats) add(o simStats) {
 	s.cuts += o.cuts
@@ -131,12 +132,13 @@ func (s *simStats) add(o simStats) {
 	s.replaced += o.replaced
 	s.scrubs += o.scrubs
 	s.mended += o.mended
+	s.hedges += o.hedges
 }
 
 func (s simStats) String() string {
 	return fmt.Sprintf("%d power cuts, %d opens, %d stripes, %d acknowledged records, %d bands freed, %d disks replaced, %d faults, "+
-		"%d scrubs ended, %d cells repaired by them",
-		s.cuts, s.opens, s.stripes, s.acked, s.freed, s.replaced, s.faults, s.scrubs, s.mended)
+		"%d scrubs ended, %d cells repaired by them, %d reads hedged",
+		s.cuts, s.opens, s.stripes, s.acked, s.freed, s.replaced, s.faults, s.scrubs, s.mended, s.hedges)
 }
 
 // sim is one run: a machine, an array on it, and what the clients know.
@@ -833,6 +835,8 @@ func (s *sim) drop() {
 		f.s.buf.Release()
 	}
 	s.flight = nil
+	s.stats.hedges += int(s.a.hedges.issued.Load())
+	s.world.Land()
 	s.a.cancel()
 	s.a.group.Close()
 	for i, arena := range s.arenas {

@@ -325,13 +325,19 @@ func (a *Array) readVerified(ctx context.Context, s Stripe, b *band) (*View, err
 	if h.data != s.Data || int(h.blocks)*BlockSize != s.cellBytes() {
 		return nil, fmt.Errorf("stripe %x/%d: not of the shape that its record says: %w", s.Band, s.Off, ErrCorrupt)
 	}
-	w, err := a.readWhole(ctx, b, h)
+	w, err := a.readWholeBy(ctx, hedger{a, ctx, int(h.data)}, b, h)
 	if err != nil {
 		return nil, err
 	}
-	if err := w.complete(); err != nil {
+	if err := w.complete(); err != nil { // perhaps a late cell is needed, where another is bad
 		w.release()
-		return nil, err
+		if w, err = a.readWhole(ctx, b, h); err != nil {
+			return nil, err
+		}
+		if err := w.complete(); err != nil {
+			w.release()
+			return nil, err
+		}
 	}
 	v := views.Get().(*View)
 	*v = View{a: a, buf: w.buf, ops: append(v.ops[:0], w.ops...), band: b, stripe: s, n: int(s.Segments)}

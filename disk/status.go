@@ -66,6 +66,8 @@ type Status struct {
 	Records         uint64 `json:"-"`
 	Repairs         uint64 `json:"-"` // cells rewritten
 	Reconstructions uint64 `json:"-"` // reads answered from parity
+	Hedges          uint64 `json:"-"` // reads that were late, so that others were asked
+	HedgesWon       uint64 `json:"-"` // those that the others answered first
 	BufferBytes     int64  `json:"-"` // I/O buffers in use
 }
 
@@ -87,6 +89,7 @@ func (a *Array) Status() Status {
 		IO: a.group.Kind(), IOReason: a.group.Reason(), Losses: append([]Loss(nil), a.losses...),
 		Commits: a.stats.commits.Load(), Records: a.stats.records.Load(),
 		Repairs: a.stats.repairs.Load(), Reconstructions: a.stats.reconstructions.Load(),
+		Hedges: a.hedges.issued.Load(), HedgesWon: a.hedges.won.Load(),
 	}
 	var extents int64
 	for _, d := range a.slots() {

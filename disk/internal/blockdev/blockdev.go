@@ -28,6 +28,8 @@ var (
 	ErrNoDirect = errors.New("direct I/O not supported")
 	// ErrTimeout: the operation was not complete at its deadline. Its outcome is unknown; see Op.Stuck for its memory.
 	ErrTimeout = errors.New("i/o deadline exceeded")
+	// ErrLate: a read took longer than Op.LateAfter. It goes on: see Op.Stuck and Op.Landed.
+	ErrLate = errors.New("read late")
 	// ErrClosed: the device, group or arena was closed.
 	ErrClosed = errors.New("closed")
 	// ErrInvalid: a programmer error: an empty or misaligned buffer or offset, a range outside of the device, no such device.
@@ -91,10 +93,14 @@ type Op struct {
 	Durable bool // on the medium at completion; for writes only
 	Off     int64
 	Buf     []byte
+	// LateAfter bounds how long the caller waits for a read, for one who can get the bytes elsewhere; 0: up to the group's
+	// deadline. While maxLate such reads of a device are late, further ones fail with ErrLate at once. Devices that answer
+	// in the caller's goroutine ignore it.
+	LateAfter time.Duration
 
 	Err error // result
-	// Stuck is a result: the deadline passed while the kernel still held Buf. Buf must be neither read, written nor released:
-	// hand the batch to Buf.Abandon, which takes the memory back when the kernel lets go of it.
+	// Stuck is a result: the deadline or LateAfter passed while the kernel still held Buf. Buf must be neither read, written nor
+	// released: hand the batch to Buf.Abandon, which takes the memory back when the kernel lets go of it. But see Settle.
 	Stuck bool
 
 	hold *hold // set with Stuck: ends when the kernel lets go of Buf
@@ -134,6 +140,8 @@ const (
 	// maxStuck bounds, per device, the operations that the kernel holds past their deadline. At the bound further ones
 	// fail at once, so that a hung disk cannot pile up memory, rings and threads.
 	maxStuck = 8
+	// maxLate bounds, per device, the reads that are late and go on: more would be of no use to a slow disk or its callers.
+	maxLate = 8
 
 	// closeGrace is how long Group.Close waits for operations in flight.
 	closeGrace = 3 * time.Second

@@ -136,7 +136,11 @@ func (b *base) timeout(op *Op) time.Duration {
 	if op.Write {
 		return max(b.opt.WriteTimeout, 0)
 	}
-	return max(b.opt.ReadTimeout, 0)
+	t := max(b.opt.ReadTimeout, 0)
+	if op.LateAfter > 0 && (t == 0 || op.LateAfter < t) {
+		return op.LateAfter
+	}
+	return t
 }
 
 // perform runs op on its device, waiting for as long as it takes.
@@ -174,6 +178,10 @@ func (g *memGroup) Run(ops []Op) error {
 // expire gives op, which has not completed in time, its result. hold is nil when nothing holds its buffer.
 func (b *base) expire(op *Op, h *hold) {
 	m := &b.devs[op.Dev]
+	if op.LateAfter > 0 && b.timeout(op) == op.LateAfter {
+		m.late(op, h)
+		return
+	}
 	verb, after := "read", b.opt.ReadTimeout
 	if op.Write {
 		verb, after = "write", b.opt.WriteTimeout
@@ -186,9 +194,24 @@ func (b *base) expire(op *Op, h *hold) {
 	}
 }
 
+// late gives a read its result that took longer than its caller waits.
+func (m *member) late(op *Op, h *hold) {
+	op.Err = fmt.Errorf("read %s: %d bytes at %d: %w", m.path, len(op.Buf), op.Off, ErrLate)
+	m.counters.lates.Add(1)
+	if h != nil {
+		h.late = true
+		op.Stuck, op.hold = true, h
+		m.counters.late.Add(1)
+	}
+}
+
 // hung gives op its result at once when its device already holds on to too many.
 func (b *base) hung(op *Op) bool {
 	m := &b.devs[op.Dev]
+	if op.LateAfter > 0 && !op.Write && m.counters.late.Load() >= maxLate {
+		m.late(op, nil)
+		return true
+	}
 	if m.counters.stuck.Load() < maxStuck {
 		return false
 	}

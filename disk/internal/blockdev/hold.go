@@ -7,15 +7,18 @@ import (
 
 // hold is the kernel's claim on the memory of an operation that missed its deadline.
 type hold struct {
+	late bool // of a read that was only later than its caller wanted to wait
+
 	mu       sync.Mutex
 	released bool     // guarded by mu
+	err      error    // of the operation, once released; guarded by mu
 	notify   []func() // guarded by mu; called once, on release
 }
 
-// release ends the claim. It may be called once.
-func (h *hold) release() {
+// release ends the claim with the operation's result. It may be called once.
+func (h *hold) release(err error) {
 	h.mu.Lock()
-	h.released = true
+	h.released, h.err = true, err
 	fns := h.notify
 	h.notify = nil
 	h.mu.Unlock()
@@ -34,6 +37,28 @@ func (h *hold) whenReleased(f func()) {
 	}
 	h.mu.Unlock()
 	f()
+}
+
+// Landed calls f once the kernel has let go of a Stuck operation, which may be now, or never. f must not block.
+func (op *Op) Landed(f func()) {
+	if op.hold != nil {
+		op.hold.whenReleased(f)
+	}
+}
+
+// Settle takes the result of a Stuck operation that has ended after all: Err is its own then, and the buffer the caller's
+// again. It reports whether the operation has ended.
+func (op *Op) Settle() bool {
+	h := op.hold
+	if !op.Stuck || h == nil {
+		return !op.Stuck
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.released {
+		op.Err, op.Stuck, op.hold = h.err, false, nil
+	}
+	return h.released
 }
 
 // refs lets a resource be closed while calls may be using it: the last user closes it, so that a descriptor number is

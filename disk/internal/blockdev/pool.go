@@ -136,8 +136,7 @@ func (g *poolGroup) work(q *queue) {
 		if op, ok := j.claim(); ok {
 			g.perform(&op)
 			if h := j.complete(jobRunning, op.Err); h != nil {
-				g.devs[op.Dev].counters.stuck.Add(-1)
-				h.release()
+				g.devs[op.Dev].counters.letGo(h, op.Err)
 			}
 		}
 	}

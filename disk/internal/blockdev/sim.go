@@ -27,6 +27,7 @@ type SimDisk struct {
 	closed bool
 
 	dead, hung, full bool
+	slow             bool
 	late             []simWrite // accepted by a hung disk
 	bad              map[int]bool
 	rules            []simRule
@@ -107,7 +108,7 @@ func (d *SimDisk) perform(op *Op) {
 	err := d.usable()
 	if err == ErrTimeout {
 		// The real kernel would hold the buffer; here its bytes are copied, and it may be reused at once.
-		op.Stuck, op.hold = true, &hold{released: true}
+		op.Stuck, op.hold = true, &hold{released: true, err: err}
 		d.counters.timeouts.Add(1)
 		if op.Write {
 			d.late = append(d.late, cutPages(op.Buf, op.Off)...)

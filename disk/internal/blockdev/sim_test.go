@@ -446,7 +446,7 @@ func TestSimRandomFault(t *testing.T) {
 			t.Error("a disk that was not offered is damaged")
 		}
 	}
-	if len(seen) != 11 {
+	if len(seen) != 12 {
 		t.Errorf("kinds seen: %v", seen)
 	}
 	w, disks, _ := newSim(1, 1)

@@ -194,6 +194,13 @@ func (d *SimDisk) Unhang() {
 	}, "no longer hung")
 }
 
+// Slow makes every read late for which the caller does not wait to the end, until Unslow. Its bytes come into the buffer later, at
+// any time.
+func (d *SimDisk) Slow() { d.fault(func() { d.slow = true }, "slow") }
+
+// Unslow ends Slow.
+func (d *SimDisk) Unslow() { d.fault(func() { d.slow = false }, "no longer slow") }
+
 // Fill makes writes to blocks that were never written fail with ENOSPC, until Unfill.
 func (d *SimDisk) Fill() { d.fault(func() { d.full = true }, "full") }
 
@@ -260,6 +267,7 @@ const (
 	FaultDead
 	FaultHung
 	FaultFull
+	FaultSlow
 
 	AllFaults FaultKind = 1<<iota - 1
 )
@@ -328,6 +336,9 @@ func (w *World) RandomFault(disks []*SimDisk, kinds FaultKind) Fault {
 	case FaultHung:
 		d.Hang()
 		f.Text = "hung"
+	case FaultSlow:
+		d.Slow()
+		f.Text = "slow"
 	case FaultFull:
 		d.Fill()
 		f.Text = "full"

@@ -31,7 +31,8 @@ type flight struct {
 	disk   *SimDisk
 	op     *Op
 	ticket *Ticket
-	sum    uint32 // of a write's buffer when it was started
+	sum    uint32 // of the buffer of a write or a late read when that began: nobody may change it
+	late   *hold  // of a read whose caller has left; its bytes still come into the buffer
 }
 
 // Ticket stands for the operations of one Start.
@@ -111,9 +112,18 @@ func (w *World) cut() {
 func (w *World) endFlight() {
 	for _, f := range w.flight {
 		f.op.Err = fmt.Errorf("access %s: %w", f.disk.name, ErrPowerCut)
-		f.ticket.left--
+		f.end()
 	}
 	w.flight = nil
+}
+
+// end tells the caller that the operation is over.
+func (f *flight) end() {
+	if f.late != nil {
+		f.disk.counters.letGo(f.late, f.op.Err)
+		return
+	}
+	f.ticket.left--
 }
 
 // Restart turns the power on and opens all disks again. Without a cut before it, it is the restart of a killed process: caches
@@ -163,21 +173,50 @@ func (w *World) Step() bool {
 	return true
 }
 
+// Land completes all late reads.
+func (w *World) Land() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for i := len(w.flight) - 1; i >= 0; i-- {
+		if w.flight[i].late != nil {
+			w.complete(i) // puts the last in its place, which was looked at
+		}
+	}
+}
+
 // complete ends the i-th operation in flight.
 func (w *World) complete(i int) {
 	f := w.flight[i]
+	if (f.op.Write || f.late != nil) && f.sum != crc32.Checksum(f.op.Buf, castagnoli()) {
+		panic("blockdev: buffer changed while a write of it, or a late read into it, was in flight")
+	}
 	if f.op.Write {
-		if f.sum != crc32.Checksum(f.op.Buf, castagnoli()) {
-			panic("blockdev: buffer changed while a write of it was in flight")
-		}
 		if w.tick() != nil {
 			return // the cut ended it with all others
 		}
 	}
 	w.flight[i] = w.flight[len(w.flight)-1]
 	w.flight = w.flight[:len(w.flight)-1]
+	if f.disk.slow && f.op.LateAfter > 0 && f.late == nil {
+		w.delay(f)
+		return
+	}
 	f.disk.perform(f.op)
+	f.end()
+}
+
+// delay lets the caller of a read go without its bytes, which come at any later time.
+func (w *World) delay(f flight) {
+	op := *f.op
+	h := &hold{}
+	if f.disk.counters.late.Load() >= maxLate {
+		h = nil
+	}
+	(&member{path: f.disk.name, counters: &f.disk.counters}).late(f.op, h)
 	f.ticket.left--
+	if h != nil {
+		w.flight = append(w.flight, flight{disk: f.disk, op: &op, late: h, sum: crc32.Checksum(op.Buf, castagnoli())})
+	}
 }
 
 // start puts ops in flight.

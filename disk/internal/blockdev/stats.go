@@ -24,8 +24,25 @@ type Stats struct {
 	ReadErrors, WriteErrors uint64 // flush errors count as write errors; deadlines count
 	Timeouts                uint64 // those errors that were missed deadlines
 	Stuck                   int64  // operations that the kernel holds past their deadline now
+	Lates                   uint64 // reads that took longer than their caller waited
+	Late                    int64  // those of them that go on now
 	ReadLatency             Latency
-	DurableLatency          Latency // of durable writes
+	ReadSizes               [SizeClasses]Latency // the same by size: see SizeClass
+	DurableLatency          Latency              // of durable writes
+}
+
+// SizeClasses is the number of classes into which reads are sorted by size.
+const SizeClasses = 3
+
+// SizeClass is the class of a read of n bytes: up to 16 KiB, up to 128 KiB, larger. Within one they take about as long.
+func SizeClass(n int) int {
+	switch {
+	case n <= 16<<10:
+		return 0
+	case n <= 128<<10:
+		return 1
+	}
+	return 2
 }
 
 // counters is the live form of Stats. Each field is right by itself; a snapshot taken during I/O need not add up.
@@ -34,8 +51,10 @@ type counters struct {
 	readBytes, writeBytes   atomic.Uint64
 	readErrors, writeErrors atomic.Uint64
 	timeouts                atomic.Uint64
-	stuck                   atomic.Int64
-	readLat, durableLat     histogram
+	lates                   atomic.Uint64
+	stuck, late             atomic.Int64
+	readLat                 [SizeClasses]histogram
+	durableLat              histogram
 }
 
 type histogram struct {
@@ -74,8 +93,18 @@ func (c *counters) done(write, durable bool, n int, d time.Duration, err error) 
 	default:
 		c.reads.Add(1)
 		c.readBytes.Add(uint64(n))
-		c.readLat.add(d)
+		c.readLat[SizeClass(n)].add(d)
 	}
+}
+
+// letGo ends the kernel's hold on an operation that has the result err.
+func (c *counters) letGo(h *hold, err error) {
+	if h.late {
+		c.late.Add(-1)
+	} else {
+		c.stuck.Add(-1)
+	}
+	h.release(err)
 }
 
 // timeout counts one transfer that missed its deadline.
@@ -97,11 +126,25 @@ func (c *counters) flushed(err error) {
 }
 
 func (c *counters) snapshot() Stats {
-	return Stats{
+	s := Stats{
 		Reads: c.reads.Load(), Writes: c.writes.Load(), Flushes: c.flushes.Load(),
 		ReadBytes: c.readBytes.Load(), WriteBytes: c.writeBytes.Load(),
 		ReadErrors: c.readErrors.Load(), WriteErrors: c.writeErrors.Load(),
 		Timeouts: c.timeouts.Load(), Stuck: c.stuck.Load(),
-		ReadLatency: c.readLat.snapshot(), DurableLatency: c.durableLat.snapshot(),
+		Lates: c.lates.Load(), Late: c.late.Load(), DurableLatency: c.durableLat.snapshot(),
+	}
+	for i := range c.readLat {
+		l := c.readLat[i].snapshot()
+		s.ReadSizes[i] = l
+		s.ReadLatency.add(l)
+	}
+	return s
+}
+
+func (l *Latency) add(o Latency) {
+	l.Count += o.Count
+	l.Sum += o.Sum
+	for i := range o.Buckets {
+		l.Buckets[i] += o.Buckets[i]
 	}
 }

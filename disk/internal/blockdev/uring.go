@@ -37,10 +37,10 @@ type uringGroup struct {
 type ring struct {
 	*queuePair
 	slots []slot
-	free  []uint8 // numbers of the free slots
-	stuck int     // slots whose caller has left
-	// Slots in flight whose caller waits, by kind.
-	reads, writes int
+	free  []uint8       // numbers of the free slots
+	stuck int           // slots whose caller has left
+	open  int           // slots whose caller waits
+	first time.Duration // the earliest deadline of these, or an earlier time, from the batch's start; 0: none
 }
 
 // slot is one operation in flight. It keeps what the kernel uses alive.
@@ -161,17 +161,18 @@ func (g *uringGroup) give(r *ring) {
 // drive runs ops on r and disposes of r.
 func (g *uringGroup) drive(r *ring, ops []Op) error {
 	start := time.Now()
-	next, all := 0, true
+	r.first = 0
+	next, all := 0, len(ops) > 1 // a batch of one is woken by its completion anyway
 	for {
 		for ; next < len(ops) && len(r.free) > 0; next++ {
 			g.submit(r, &ops[next], start)
 		}
-		if r.reads+r.writes == 0 {
+		if r.open == 0 {
 			break
 		}
-		wait, timeout := uint32(1), g.remaining(r, time.Since(start))
+		wait, timeout := uint32(1), r.remaining(time.Since(start))
 		if all && next == len(ops) {
-			wait = uint32(r.reads + r.writes)
+			wait = uint32(r.open)
 			if p := patienceFor(ops); timeout == 0 || timeout > p {
 				timeout = p
 			}
@@ -223,17 +224,9 @@ func (g *uringGroup) submit(r *ring, op *Op, start time.Time) {
 	i := r.free[n]
 	r.free = r.free[:n]
 	r.slots[i] = slot{op: op, file: f, buf: op.Buf, off: op.Off, whole: len(op.Buf), write: op.Write, dsync: op.Durable, start: start}
-	r.count(&r.slots[i], 1)
+	r.open++
+	r.due(g.timeout(op))
 	r.push(i)
-}
-
-// count keeps the numbers of operations in flight.
-func (r *ring) count(s *slot, n int) {
-	if s.write {
-		r.writes += n
-	} else {
-		r.reads += n
-	}
 }
 
 // push submits what remains of slot i. There is room: no more than ringEntries slots exist, and each has one entry.
@@ -283,41 +276,47 @@ func (r *ring) complete(c cqe, now time.Time) {
 	s.file.unuse()
 	if s.hold != nil {
 		r.stuck--
-		s.file.counters.stuck.Add(-1)
-		s.hold.release()
+		s.file.counters.letGo(s.hold, err)
 	} else {
 		s.op.Err = err
-		r.count(s, -1)
+		r.open--
 	}
 	*s = slot{}
 	r.free = append(r.free, i)
 }
 
 // remaining is the time from now to the earliest deadline of operations in flight, both counted from the batch's start; 0 when
-// they have none.
-func (g *uringGroup) remaining(r *ring, now time.Duration) (first time.Duration) {
-	if r.reads > 0 && g.opt.ReadTimeout > 0 {
-		first = g.opt.ReadTimeout
-	}
-	if r.writes > 0 && g.opt.WriteTimeout > 0 && (first == 0 || g.opt.WriteTimeout < first) {
-		first = g.opt.WriteTimeout
-	}
-	if first == 0 {
+// they have none. It may be too early: then all are looked at again.
+func (r *ring) remaining(now time.Duration) time.Duration {
+	if r.first == 0 {
 		return 0
 	}
-	return max(first-now, time.Microsecond)
+	return max(r.first-now, time.Microsecond)
+}
+
+// due takes the deadline of an operation in flight into account; 0 is none.
+func (r *ring) due(t time.Duration) {
+	if t > 0 && (r.first == 0 || t < r.first) {
+		r.first = t
+	}
 }
 
 // expireLate gives up on the operations past their deadline: those in flight, and of waiting the leading ones, whose number it
 // returns.
 func (g *uringGroup) expireLate(r *ring, waiting []Op, now time.Duration) (skipped int) {
 	late := func(op *Op) bool { t := g.timeout(op); return t > 0 && now >= t }
-	if r.reads+r.writes > 0 {
+	if r.first > 0 && now >= r.first {
+		r.first = 0
 		for i := range r.slots {
-			if s := &r.slots[i]; s.op != nil && late(s.op) {
+			s := &r.slots[i]
+			switch {
+			case s.op == nil:
+			case late(s.op):
 				h := &hold{}
 				g.expire(s.op, h)
 				r.abandon(s, h)
+			default:
+				r.due(g.timeout(s.op))
 			}
 		}
 	}
@@ -331,7 +330,7 @@ func (g *uringGroup) expireLate(r *ring, waiting []Op, now time.Duration) (skipp
 // abandon leaves a slot to the kernel.
 func (r *ring) abandon(s *slot, h *hold) {
 	s.op, s.hold = nil, h
-	r.count(s, -1)
+	r.open--
 	r.stuck++
 }
 
