@@ -2,6 +2,7 @@ package disk
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
@@ -211,7 +212,7 @@ func (a *Array) writeFree(ctx context.Context, b *band, extents []bandMember) ([
 		clear(block)
 		h := header{kind: kindFree, width: 1, disk: d.id, band: b.num, stripe: uint64(m.extent), epoch: epoch, blocks: 1, writtenMS: a.now().UnixMilli()}
 		if pos := slices.Index(b.members, m); pos >= 0 {
-			h.mark = b.placedAt(pos)
+			binary.LittleEndian.PutUint64(block[placedTable:], b.placedAt(pos))
 		}
 		a.random(h.nonce[:])
 		h.crc = a.codec.checksum(&h, a.opt.Crypto.CRC64NVME(0, block[headerSize:]))
@@ -229,7 +230,7 @@ func (c *codec) parseFree(block []byte, disk diskID, extent uint32) (num, placed
 		c.checksum(&h, c.crypto.CRC64NVME(0, block[headerSize:])) != h.crc {
 		return 0, 0, false
 	}
-	return h.band, max(h.band, h.mark), true
+	return h.band, max(h.band, binary.LittleEndian.Uint64(block[placedTable:])), true
 }
 
 // discard gives the extents of a dead band back to their devices, all but the marks. A device that fails here loses nothing.

@@ -234,7 +234,7 @@ func checkMAC(b, key []byte) error {
 
 // sameState reports whether two copies describe the same moment of the same disk.
 func (s *superblock) sameState(o *superblock) bool {
-	return s.version == o.version && s.array == o.array && s.disk == o.disk && s.slot == o.slot && s.geo == o.geo && s.clean == o.clean && s.last == o.last &&
+	return s.array == o.array && s.disk == o.disk && s.slot == o.slot && s.geo == o.geo && s.clean == o.clean && s.last == o.last &&
 		slices.Equal(s.history, o.history) && slices.Equal(s.members, o.members) && bytes.Equal(s.keyArea, o.keyArea)
 }
 
