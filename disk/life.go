@@ -136,7 +136,16 @@ func (a *Array) join(d *disk) error {
 	a.noteSpace()
 	a.mu.Unlock()
 	a.logger.Info("disk added", "slot", slot, "path", d.path, "state", string(d.state))
-	return a.beginEpoch(a.log.acked.Load())
+	return a.membersChanged()
+}
+
+// membersChanged begins an epoch with another set of disks and tells who wants to know.
+func (a *Array) membersChanged() error {
+	err := a.beginEpoch(a.log.acked.Load())
+	if err == nil && a.opt.Changed != nil {
+		a.opt.Changed()
+	}
+	return err
 }
 
 // Removal is what it takes to remove a disk. Sizes are bytes.
@@ -320,7 +329,7 @@ func (a *Array) leave(d *disk) error {
 	d.role, d.state, d.reason, d.draining = roleNone, DiskRetired, "", false
 	a.noteSpace()
 	a.mu.Unlock()
-	err := a.beginEpoch(a.log.acked.Load())
+	err := a.membersChanged()
 	d.leaving = false
 	if err == nil {
 		a.logger.Info("disk retired", "slot", d.slot, "path", d.path)

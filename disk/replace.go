@@ -153,7 +153,7 @@ func (a *Array) swap(slot int, d, spare *disk) error {
 	}
 	a.mu.Unlock()
 	a.logger.Info("disk replaced", "slot", slot, "path", d.path, "old", old.path)
-	return a.beginEpoch(a.log.acked.Load())
+	return a.membersChanged()
 }
 
 // position is the place of a disk in the band, -1 if it has none.

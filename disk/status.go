@@ -37,6 +37,8 @@ type DiskStatus struct {
 	Size    int64     `json:"size"`
 	Extents int       `json:"extents"`
 	Free    int       `json:"free_extents"`
+	Model   string    `json:"model,omitempty"` // of a file: of the disk below it
+	Serial  string    `json:"serial,omitempty"`
 	Rebuild *Rebuild  `json:"rebuild,omitempty"`
 	Drain   *Rebuild  `json:"drain,omitempty"`
 
@@ -108,7 +110,8 @@ func (a *Array) Status() Status {
 			extents += int64(d.extents)
 		}
 		if d.dev != nil {
-			ds.Size, ds.Stats = d.dev.Limits().Size, d.dev.Stats()
+			l := d.dev.Limits()
+			ds.Size, ds.Model, ds.Serial, ds.Stats = l.Size, l.Model, l.Serial, d.dev.Stats()
 		}
 		if d.state == DiskHealthy && d.suspect.Load() {
 			ds.State, ds.Reason = DiskSuspect, "slower than its peers"
