@@ -53,8 +53,8 @@ type adminOptions struct {
 	loopback bool              // only this machine reaches the listener
 }
 
-// newAdminHandler serves /livez, /readyz, /metrics, /array/status and, to this machine only, /array/check, /array/scrub and
-// /debug/pprof.
+// newAdminHandler serves /livez, /readyz, /metrics, /array/status and, to this machine only, /array/check, /array/scrub,
+// /array/replace, /array/add, /array/remove and /debug/pprof.
 func newAdminHandler(opt adminOptions) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {
@@ -97,12 +97,10 @@ func newAdminHandler(opt adminOptions) http.Handler {
 	mux.HandleFunc("POST /array/replace", withApp(opt.app, func(w http.ResponseWriter, r *http.Request, app *appliance) {
 		q := r.URL.Query()
 		rep, err := app.replace(r.Context(), q.Get("old"), q.Get("new"), q.Get("force") == "true")
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusConflict)
-			return
-		}
-		answerJSON(w, rep)
+		answerOr409(w, rep, err)
 	}))
+	mux.HandleFunc("POST /array/add", withApp(opt.app, handleAdd))
+	mux.HandleFunc("POST /array/remove", withApp(opt.app, handleRemove))
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)

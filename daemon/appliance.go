@@ -10,7 +10,9 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"sync/atomic"
+	"time"
 
 	"coffer/disk"
 	"coffer/hw"
@@ -139,6 +141,8 @@ type appliance struct {
 	slot   string        // kind of the key slot that opened it
 	dir    dataDir
 	paths  atomic.Pointer[[]string] // where the disks are looked for
+
+	configured bool // the configuration lists the disks
 }
 
 // openMode says what an appliance is opened for.
@@ -176,7 +180,7 @@ func tryAppliance(ctx context.Context, cfg *Config, getenv func(string) string, 
 	if err := set.Only(notedID(cfg, dir)); err != nil {
 		return nil, errors.Join(fmt.Errorf("open array: %w", err), set.Close())
 	}
-	app := &appliance{crypto: crypto, dir: dir}
+	app := &appliance{crypto: crypto, dir: dir, configured: len(cfg.Disks) > 0}
 	app.paths.Store(&paths)
 	keys, results, err := kms.Unlock(ctx, set.ArrayID(), set.KeyArea(), slots)
 	for _, r := range results {
@@ -195,7 +199,22 @@ func tryAppliance(ctx context.Context, cfg *Config, getenv func(string) string, 
 		log.Warn("keys are not locked into memory", "cause", err)
 	}
 	opt := disk.Options{Keys: keys, Crypto: crypto, Degraded: cfg.AllowDegraded, ReadOnly: mode.readOnly,
-		Rebuild: mode.rebuild, Logger: log}
+		Rebuild: mode.rebuild, Logger: log, SpareGrace: time.Duration(cfg.Spare.Grace)}
+	var mu sync.Mutex // guards live: a drain may end before the array is known here
+	var live *disk.Array
+	note := func() {
+		if live == nil || mode.readOnly {
+			return
+		}
+		if err := app.noteMembers(live.Status()); err != nil {
+			log.Error("disks not noted", "cause", err)
+		}
+	}
+	opt.Changed = func() {
+		mu.Lock()
+		defer mu.Unlock()
+		note()
+	}
 	if !mode.readOnly {
 		mode.index = dir.index()
 	}
@@ -212,6 +231,10 @@ func tryAppliance(ctx context.Context, cfg *Config, getenv func(string) string, 
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open array: %w", err), app.Close())
 	}
+	mu.Lock()
+	live = app.array
+	note()
+	mu.Unlock()
 	if app.store != nil {
 		app.store.Start(object.OnArray(app.array))
 	}

@@ -53,7 +53,7 @@ func newArrayCommand(e env) *cobra.Command {
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(newCreateCommand(e), newStatusCommand(e), newCheckCommand(e), newScrubCommand(e), newRebuildCommand(e),
-		newReplaceCommand(e), newExportCommand(e))
+		newReplaceCommand(e), newAddCommand(e), newRemoveCommand(e), newIdentifyCommand(e), newEraseCommand(e), newExportCommand(e))
 	return cmd
 }
 
@@ -149,6 +149,11 @@ func completeShape(opt *createOptions, dataGiven, parityGiven bool) error {
 // confirm asks whether the plan on the screen is to be carried out.
 func confirm(e env) bool {
 	fmt.Fprint(e.stderr, "What these disks hold will be lost. Type yes to go on: ")
+	return agreed(e)
+}
+
+// agreed reads the answer to a question.
+func agreed(e env) bool {
 	line, _ := bufio.NewReader(e.stdin).ReadString('\n')
 	return strings.TrimSpace(line) == "yes"
 }
@@ -264,7 +269,7 @@ func (a *appliance) status(running bool) *arrayStatus {
 	if a.store == nil && s.State == "read-only" {
 		s.State, s.Reason = "healthy", ""
 		for _, d := range s.Disks {
-			if d.State != disk.DiskHealthy {
+			if d.State != disk.DiskHealthy && d.State != disk.DiskSpare && d.State != disk.DiskDraining {
 				s.State, s.Reason = "degraded", "a disk is "+string(d.State)
 			}
 		}
@@ -307,7 +312,12 @@ func (s *arrayStatus) print(w io.Writer) {
 	fmt.Fprintln(tw, "slot\tstate\tsize\tpath")
 	for _, d := range s.Disks {
 		fmt.Fprintf(tw, "%d\t%s\t%v\t%s", d.Slot, d.State, Size(d.Size), d.Path)
-		if d.Reason != "" {
+		switch {
+		case d.Rebuild != nil:
+			fmt.Fprintf(tw, "  (%s)", rebuildLine(d.Rebuild))
+		case d.Drain != nil:
+			fmt.Fprintf(tw, "  (%s)", rebuildLine(d.Drain))
+		case d.Reason != "":
 			fmt.Fprintf(tw, "  (%s)", d.Reason)
 		}
 		fmt.Fprintln(tw)

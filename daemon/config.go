@@ -90,6 +90,7 @@ type Config struct {
 	Log      LogConfig      `yaml:"log"`
 	Hardware HardwareConfig `yaml:"hardware"`
 	Scrub    ScrubConfig    `yaml:"scrub"`
+	Spare    SpareConfig    `yaml:"spare"`
 	Limits   LimitsConfig   `yaml:"limits"`
 }
 
@@ -148,6 +149,13 @@ type ScrubConfig struct {
 	Rate Size `yaml:"rate"`
 }
 
+// SpareConfig is about disks that wait to take the place of others (`coffer array add --spare`).
+type SpareConfig struct {
+	// Grace is how long a disk may have failed or be missing before a spare takes its place. Default: 10m. Longer than a reboot of what
+	// the disks are in, since a disk that comes back after that is not taken in again.
+	Grace Period `yaml:"grace"`
+}
+
 // LimitsConfig bounds what clients may take.
 type LimitsConfig struct {
 	// Connections is how many may be open at once on each S3 listener. Default: 4096.
@@ -174,6 +182,7 @@ const (
 	defaultShutdown    = 30 * time.Second
 	defaultScrubEvery  = Period(30 * day)
 	defaultScrubRate   = Size(64 << 20)
+	defaultSpareGrace  = Period(10 * time.Minute)
 
 	freshSSES3         = "sse-s3"
 	freshNotFound      = "not-found"
@@ -183,6 +192,7 @@ const (
 	maxConnectionLimit = 1 << 20
 	minScrubEvery      = Period(time.Hour)
 	minScrubRate       = Size(1 << 20)
+	minSpareGrace      = Period(time.Second)
 )
 
 const day = 24 * time.Hour
@@ -322,6 +332,7 @@ func (c *Config) setDefaults() {
 	setDefault(&c.Scrub.Enabled, &enabled)
 	setDefault(&c.Scrub.Every, defaultScrubEvery)
 	setDefault(&c.Scrub.Rate, defaultScrubRate)
+	setDefault(&c.Spare.Grace, defaultSpareGrace)
 	setDefault(&c.Limits.Connections, defaultConnections)
 	setDefault(&c.Limits.Stall, defaultStall)
 	setDefault(&c.Limits.Idle, defaultIdle)
@@ -394,6 +405,9 @@ func (c *Config) Validate() error {
 	}
 	if c.Scrub.Rate < minScrubRate {
 		fault("scrub.rate: %v is below %v", c.Scrub.Rate, minScrubRate)
+	}
+	if c.Spare.Grace < minSpareGrace {
+		fault("spare.grace: %v is below %v", time.Duration(c.Spare.Grace), time.Duration(minSpareGrace))
 	}
 	if n := c.Limits.Connections; n < 1 || n > maxConnectionLimit {
 		fault("limits.connections: %d is not in 1..%d", n, maxConnectionLimit)

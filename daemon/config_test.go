@@ -38,6 +38,7 @@ log: {level: debug, format: json}
 hardware: {pin: {aes-256-gcm: stdlib}}
 limits: {connections: 10, stall: 90s}
 scrub: {enabled: false, every: 7d, rate: 100MiB}
+spare: {grace: 1h}
 `
 	c, err := loadConfig(writeTemp(t, "c.yaml", all))
 	if err != nil {
@@ -49,6 +50,7 @@ scrub: {enabled: false, every: 7d, rate: 100MiB}
 		Log: LogConfig{Level: "debug", Format: "json"}, Hardware: HardwareConfig{Pin: map[string]string{"aes-256-gcm": "stdlib"}},
 		Limits: LimitsConfig{Connections: 10, Stall: 90 * time.Second},
 		Scrub:  ScrubConfig{Enabled: new(bool), Every: Period(7 * day), Rate: 100 << 20},
+		Spare:  SpareConfig{Grace: Period(time.Hour)},
 	}
 	if diff := cmp.Diff(want, c); diff != "" {
 		t.Errorf("config (-want +got):\n%s", diff)

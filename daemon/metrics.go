@@ -166,7 +166,7 @@ func oneIf(b bool) float64 {
 var (
 	arrayStates = [...]string{"healthy", "degraded", "read-only", "stopped"}
 	diskStates  = [...]disk.DiskState{disk.DiskHealthy, disk.DiskSuspect, disk.DiskRebuilding, disk.DiskFenced, disk.DiskMissing,
-		disk.DiskStale, disk.DiskForeign}
+		disk.DiskStale, disk.DiskForeign, disk.DiskDraining, disk.DiskSpare}
 )
 
 // registerArray exports the state of the array, its disks, its keys and its store while one is open.
@@ -263,6 +263,15 @@ func diskMetrics() func(chan<- prometheus.Metric, *disk.DiskStatus) {
 	type ds = *disk.DiskStatus
 	samples := []sample[ds]{
 		gauge("disk_size_bytes", "Size of the disk.", func(d ds) float64 { return float64(d.Size) }, "disk"),
+		gauge("disk_rebuild_bands_left", "Bands that a rebuild or a drain of the disk still has to write or move; 0 without one.", func(d ds) float64 {
+			left := 0
+			for _, r := range []*disk.Rebuild{d.Rebuild, d.Drain} {
+				if r != nil {
+					left += r.Left
+				}
+			}
+			return float64(left)
+		}, "disk"),
 		gauge("disk_free_extents", "Extents not yet taken.", func(d ds) float64 { return float64(d.Free) }, "disk"),
 		gauge("disk_stuck_operations", "Operations that the kernel holds past their deadline.", func(d ds) float64 { return float64(d.Stats.Stuck) }, "disk"),
 		counter("disk_reads_total", "Reads done.", func(d ds) float64 { return float64(d.Stats.Reads) }, "disk"),

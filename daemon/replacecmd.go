@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"net/url"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"time"
@@ -57,22 +56,13 @@ func newReplaceCommand(e env) *cobra.Command {
 			return nil
 		}),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			path, err := filepath.Abs(args[1])
+			path, err := newDisk(args[1], force)
 			if err != nil {
 				return err
 			}
-			holds, err := disk.Inspect(path)
+			old, err := diskName(args[0])
 			if err != nil {
 				return err
-			}
-			if holds != "" && !force {
-				return fmt.Errorf("%s holds %s: --force overwrites it", path, holds)
-			}
-			old := args[0]
-			if _, err := strconv.Atoi(old); err != nil {
-				if old, err = filepath.Abs(old); err != nil {
-					return err
-				}
 			}
 			if dryRun {
 				fmt.Fprintf(e.stdout, "would replace disk %s by %s, and rebuild it; nothing was changed\n", old, path)
@@ -98,13 +88,7 @@ func newReplaceCommand(e env) *cobra.Command {
 			if err := show(e.stdout, f.json, rep, rep.print); err != nil || !wait {
 				return err
 			}
-			return waitRebuilt(cmd.Context(), e.stderr, rep.Slot, func() (*arrayStatus, error) {
-				st := new(arrayStatus)
-				return st, f.withArray(cmd.Context(), e, http.MethodGet, "/array/status", st, false, func(_ context.Context, app *appliance) error {
-					st = app.status(false)
-					return nil
-				})
-			})
+			return waitRebuilt(cmd.Context(), e.stderr, rep.Slot, f.poll(cmd.Context(), e))
 		},
 	}
 	f.bindOpen(cmd)
@@ -125,46 +109,14 @@ func (r *replacement) print(w io.Writer) {
 
 // replace lets a disk take the place of another, named by slot or path, and notes it in the data directory.
 func (a *appliance) replace(ctx context.Context, old, path string, force bool) (*replacement, error) {
-	st := a.status(true)
-	slot := slices.IndexFunc(st.Disks, func(d disk.DiskStatus) bool { return d.Path != "" && d.Path == old || strconv.Itoa(d.Slot) == old })
-	if slot < 0 {
-		return nil, fmt.Errorf("%w: no disk %s in the array", disk.ErrReplace, old)
+	d, err := a.slotOf(old)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", disk.ErrReplace, err)
 	}
-	r := &replacement{Slot: slot, Old: st.Disks[slot].Path, New: path}
-	if err := a.array.Replace(ctx, slot, path, force); err != nil {
+	if err := a.array.Replace(ctx, d.Slot, path, force); err != nil {
 		return nil, err
 	}
-	if a.dir.noted() && len(*a.paths.Load()) == len(st.Disks) {
-		paths := slotPaths(st.Disks, *a.paths.Load())
-		paths[slot] = path
-		id, err := hex.DecodeString(st.ArrayID)
-		if err != nil {
-			return nil, err
-		}
-		if err := a.dir.noteDisks([16]byte(id), paths); err != nil {
-			return nil, fmt.Errorf("the disk is replaced, but not noted: %w", err)
-		}
-		a.paths.Store(&paths)
-		r.Noted = true
-	}
-	return r, nil
-}
-
-// slotPaths are the paths of the disks in slot order, whatever order they were noted in: disks may have changed places since. Where
-// one is missing and its path unknown, one that no disk has stands for it.
-func slotPaths(disks []disk.DiskStatus, noted []string) []string {
-	paths := make([]string, len(disks))
-	rest := slices.Clone(noted)
-	for i, d := range disks {
-		paths[i] = d.Path
-		rest = slices.DeleteFunc(rest, func(p string) bool { return p == d.Path })
-	}
-	for i := range paths {
-		if paths[i] == "" && len(rest) > 0 {
-			paths[i], rest = rest[0], rest[1:]
-		}
-	}
-	return paths
+	return &replacement{Slot: d.Slot, Old: d.Path, New: path, Noted: a.notes()}, nil
 }
 
 // noted reports whether the data directory says where the disks are.
@@ -194,7 +146,11 @@ func waitRebuilt(ctx context.Context, w io.Writer, slot int, status func() (*arr
 		if err != nil {
 			return err
 		}
-		d := st.Disks[slot]
+		i := slices.IndexFunc(st.Disks, func(d disk.DiskStatus) bool { return d.Slot == slot })
+		if i < 0 {
+			return fmt.Errorf("%w: slot %d is empty", errUnhealthy, slot)
+		}
+		d := st.Disks[i]
 		switch r := d.Rebuild; {
 		case d.State == disk.DiskHealthy:
 			fmt.Fprintf(w, "slot %d is rebuilt\n", slot)
@@ -204,7 +160,7 @@ func waitRebuilt(ctx context.Context, w io.Writer, slot int, status func() (*arr
 		case r != nil && r.Failed > 0 && r.Left == 0:
 			return fmt.Errorf("%w: slot %d: %s", errUnhealthy, slot, d.Reason)
 		case r != nil:
-			fmt.Fprintf(w, "slot %d: %d of %d bands left, %.0f MB/s, about %v to go\n", slot, r.Left, r.Bands, r.Rate/1e6, r.ETA.Round(time.Second))
+			fmt.Fprintf(w, "slot %d: %s\n", slot, rebuildLine(r))
 		}
 		select {
 		case <-tick.C:

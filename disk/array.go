@@ -172,11 +172,21 @@ func (a *Array) epochNow() uint64 {
 	return a.super.epoch().num
 }
 
-// liveLocked counts the usable disks; a.mu is held.
+// counted is how many members the array has whose loss parity has to bear; a.mu is held.
+func (a *Array) counted() (n int) {
+	for _, d := range a.slots() {
+		if d.counts() {
+			n++
+		}
+	}
+	return n
+}
+
+// liveLocked counts the disks that new bands can lie on; a.mu is held.
 func (a *Array) liveLocked() int {
 	n := 0
 	for _, d := range a.slots() {
-		if d.usable() {
+		if d.open() {
 			n++
 		}
 	}
@@ -263,14 +273,21 @@ func (a *Array) fenceDisks(disks []*disk, reason string) (fresh bool, err error)
 	defer a.mu.Unlock()
 	var failed []*disk // each once
 	for _, d := range disks {
-		if d.usable() && !slices.Contains(failed, d) {
+		if d.state == DiskSpare {
+			d.state, d.reason = DiskFenced, reason
+			a.logger.Error("spare failed", "path", d.path, "slot", d.slot, "reason", reason)
+		}
+		if d.leaving {
+			d.leaving = false // it need not know
+		}
+		if d.usable() && d.counts() && !slices.Contains(failed, d) {
 			failed = append(failed, d)
 		}
 	}
 	fresh = len(failed) > 0
 	out := len(failed)
 	for _, d := range a.slots() {
-		if !d.whole() && !slices.Contains(failed, d) {
+		if d.counts() && !d.whole() && !slices.Contains(failed, d) {
 			out++
 		}
 	}
@@ -306,6 +323,10 @@ func (a *Array) beginEpoch(cut uint64) error {
 		for i, d := range a.slots() {
 			st := memberActive
 			switch {
+			case d.role == roleSpare:
+				st = memberSpare
+			case d.role == roleNone:
+				st = memberRetired
 			case !d.usable() && d.hollow:
 				st = memberOutHollow
 				out++
@@ -319,6 +340,7 @@ func (a *Array) beginEpoch(cut uint64) error {
 			if s.members[i].state != st {
 				s.members[i].state, s.members[i].since, s.members[i].last = st, e.num, a.super.epoch().id
 			}
+			s.members[i].draining = d.draining
 		}
 		a.mu.Unlock()
 		if out > a.geo.Parity {
@@ -373,10 +395,26 @@ func (a *Array) shortened(history []epoch) []epoch {
 // writeSuper writes the superblock to every live disk, one copy after the other, and reads it back. It returns the disks where
 // fewer than three copies hold.
 func (a *Array) writeSuper(s *superblock) ([]*disk, error) {
-	good := map[int]int{}
 	key := a.opt.Keys.SuperblockKey()
+	// New disks get all copies before the others know of them: then those that do find them, wherever the power fails.
+	var fresh []*disk
+	for _, d := range a.slots() {
+		if d.fresh {
+			fresh = append(fresh, d)
+			d.fresh = false
+		}
+	}
 	for c := range superCopies {
-		if err := a.writeCopy(s, c, key, good); err != nil {
+		if len(fresh) == 0 {
+			break
+		}
+		if err := a.writeCopy(s, c, key, map[int]int{}, fresh); err != nil {
+			return nil, err
+		}
+	}
+	good := map[int]int{}
+	for c := range superCopies {
+		if err := a.writeCopy(s, c, key, good, a.slots()); err != nil {
 			return nil, err
 		}
 	}
@@ -384,7 +422,7 @@ func (a *Array) writeSuper(s *superblock) ([]*disk, error) {
 	var devs []int
 	var live []*disk
 	for _, d := range a.slots() {
-		if d.usable() {
+		if d.listed() {
 			devs, live = append(devs, d.gi), append(live, d)
 		}
 	}
@@ -419,7 +457,7 @@ func (a *Array) healSupers() error {
 		}
 		var ops []blockdev.Op
 		for i, d := range a.slots() {
-			if d.present() && slices.Contains(d.torn, c) {
+			if (d.present() || d.state == DiskSpare) && slices.Contains(d.torn, c) {
 				mem := buf.Bytes()[i*superSize:][:superSize]
 				copy(mem, d.super.encode(c, key))
 				ops = append(ops, blockdev.Op{Dev: d.gi, Write: true, Durable: true, Off: int64(c) * superStride, Buf: mem})
@@ -436,15 +474,15 @@ func (a *Array) healSupers() error {
 	return nil
 }
 
-// writeCopy writes one copy to all live disks at once and counts where it was taken.
-func (a *Array) writeCopy(s *superblock, copyNo int, key []byte, good map[int]int) error {
+// writeCopy writes one copy to those of the disks that are live, at once, and counts where it was taken.
+func (a *Array) writeCopy(s *superblock, copyNo int, key []byte, good map[int]int, disks []*disk) error {
 	var ops []blockdev.Op
-	buf, err := a.meta.Get(context.WithoutCancel(a.ctx), len(a.slots())*superSize)
+	buf, err := a.meta.Get(context.WithoutCancel(a.ctx), len(disks)*superSize)
 	if err != nil {
 		return err
 	}
-	for i, d := range a.slots() {
-		if !d.usable() {
+	for i, d := range disks {
+		if !d.listed() {
 			continue
 		}
 		s.disk, s.slot, s.diskSize = d.id, d.slot, a.group.Device(d.gi).Limits().Size

@@ -24,13 +24,20 @@ type band struct {
 	nonce   [16]byte
 	opened  int64 // unix ms
 	members []bandMember
-	end     uint32        // blocks in use, from recovery or from writing; guarded by the stream that appends
-	first   atomic.Uint64 // number of its first packed stripe; 0: none yet, or it cannot be read
-	fresh   bool          // opened by this process
-	open    atomic.Bool   // more will be written to it
-	pins    atomic.Int32  // raised under Array.mu only, so that a dying band gets none
-	dying   bool          // being freed; guarded by Array.mu
-	hollow  atomic.Uint32 // by position: the member's disk is being rebuilt and lacks the cells
+	placed  []uint64 // by position, when the extent was taken, as a band number; nil: all when the band was opened
+	*bandUse
+}
+
+// bandUse is what becomes of a band. When a member is moved to another disk, a new band takes the place of the old one and shares this;
+// those who work with the old one go on.
+type bandUse struct {
+	end    uint32        // blocks in use, from recovery or from writing; guarded by the stream that appends
+	first  atomic.Uint64 // number of its first packed stripe; 0: none yet, or it cannot be read
+	fresh  bool          // opened by this process
+	open   atomic.Bool   // more will be written to it
+	pins   atomic.Int32  // raised under Array.mu only, so that a dying band gets none
+	dying  bool          // being freed; guarded by Array.mu
+	hollow atomic.Uint32 // by position: the member's disk is being rebuilt and lacks the cells
 }
 
 // bandMember is the extent that a band has on one disk.
@@ -48,6 +55,33 @@ func (g Geometry) extents(size int64) uint32 {
 		return 0
 	}
 	return uint32((size - superArea) / g.ExtentSize)
+}
+
+// placedAt is when the extent of a member was taken, as a band number.
+func (b *band) placedAt(pos int) uint64 {
+	if b.placed == nil {
+		return b.num
+	}
+	return b.placed[pos]
+}
+
+// revision tells which of two members' tables of a band is the newer one.
+func (b *band) revision() uint64 {
+	if b.placed == nil {
+		return b.num
+	}
+	return slices.Max(b.placed)
+}
+
+// moved is the band with another extent in one position.
+func (b *band) moved(pos int, to bandMember, placed uint64) *band {
+	n := *b
+	n.members, n.placed = slices.Clone(b.members), make([]uint64, len(b.members))
+	for i := range n.placed {
+		n.placed[i] = b.placedAt(i)
+	}
+	n.members[pos], n.placed[pos] = to, placed
+	return &n
 }
 
 // disk is a member of the array, present or not.
@@ -69,7 +103,31 @@ type disk struct {
 	rebuild *rebuilding  // guarded by Array.mu
 	suspect atomic.Bool  // slower than its peers
 	late    atomic.Int32 // late reads in flight
+
+	role     diskRole    // guarded by Array.mu
+	draining bool        // takes no new bands; guarded by Array.mu
+	drain    *rebuilding // guarded by Array.mu
+	fresh    bool        // has no superblock yet
+	leaving  bool        // its superblock is told that it is retired
 }
+
+// diskRole is what a disk is in the array for.
+type diskRole uint8
+
+const (
+	roleData diskRole = iota
+	roleSpare
+	roleNone // an empty slot
+)
+
+// counts reports whether parity has to bear the loss of the disk.
+func (d *disk) counts() bool { return d.role == roleData }
+
+// listed reports whether superblocks are written to the disk.
+func (d *disk) listed() bool { return d.usable() || d.state == DiskSpare || d.leaving }
+
+// open reports whether new bands may take extents on the disk.
+func (d *disk) open() bool { return d.usable() && !d.draining }
 
 // usable reports whether the disk takes part in new writes.
 func (d *disk) usable() bool { return d.state == DiskHealthy || d.state == DiskRebuilding }
@@ -109,10 +167,15 @@ const reserveBands = 4
 func (a *Array) bandsLeft() int {
 	var free []int
 	for _, d := range a.slots() {
-		if d.usable() {
+		if d.open() {
 			free = append(free, d.free)
 		}
 	}
+	return a.bandsOf(free)
+}
+
+// bandsOf is how many bands of the widest possible width the given numbers of free extents make.
+func (a *Array) bandsOf(free []int) int {
 	w := min(a.geo.width(), len(free))
 	if w == 0 {
 		return 0
@@ -151,7 +214,7 @@ func (a *Array) allocateBand(k kind, essential bool) (*band, error) {
 	}
 	var live []*disk
 	for _, d := range a.slots() {
-		if d.usable() && d.free > 0 {
+		if d.open() && d.free > 0 {
 			live = append(live, d)
 		}
 	}
@@ -163,7 +226,7 @@ func (a *Array) allocateBand(k kind, essential bool) (*band, error) {
 	a.bandSeq++
 	b := &band{
 		num: a.super.epoch().num<<32 | a.bandSeq, kind: k, epoch: a.super.epoch().num,
-		parity: min(a.geo.Parity, width-1), end: 1, opened: a.now().UnixMilli(), fresh: true,
+		parity: min(a.geo.Parity, width-1), opened: a.now().UnixMilli(), bandUse: &bandUse{end: 1, fresh: true},
 	}
 	b.open.Store(true)
 	a.random(b.nonce[:])
@@ -267,6 +330,9 @@ func (a *Array) bounded(f func() error) error {
 func (a *Array) dropBand(b *band) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if now := a.bands[b.num]; now != nil {
+		b = now // a member was moved
+	}
 	delete(a.bands, b.num)
 	for _, m := range b.members {
 		if d := a.slots()[m.slot]; int(m.extent) < len(d.used) && d.used[m.extent] {

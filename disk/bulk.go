@@ -371,7 +371,7 @@ func (s *bulkStream) full() <-chan struct{} {
 func (s *bulkStream) isSpoilt(b *band) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.spoilt == b
+	return s.spoilt != nil && s.spoilt.num == b.num
 }
 
 // launched numbers the next place.

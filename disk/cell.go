@@ -195,7 +195,10 @@ func (c *codec) verify(cell []byte, h *header) bool {
 		c.checksum(h, c.crypto.CRC64NVME(0, cell[h.start():])) == h.crc
 }
 
-// bandHeader fills the first block of an extent: a cell header of a band kind, then the members' table and a checksum of it.
+// placedTable is where a band header says when extents were taken, if not all when the band was opened.
+const placedTable = headerSize + 8*MaxWidth
+
+// putBand fills the first block of an extent: a cell header of a band kind, then the members' table and a checksum of it.
 func (c *codec) putBand(block []byte, b *band, pos int, disk diskID) {
 	clear(block)
 	le := binary.LittleEndian
@@ -204,6 +207,9 @@ func (c *codec) putBand(block []byte, b *band, pos int, disk diskID) {
 		block[p] = byte(m.slot)
 		le.PutUint32(block[p+4:], m.extent)
 		p += 8
+	}
+	for i, placed := range b.placed {
+		le.PutUint64(block[placedTable+8*i:], placed)
 	}
 	h := header{
 		kind: b.kind.band(), role: uint8(pos), parity: uint8(b.parity), width: uint8(len(b.members)), disk: disk,
@@ -225,11 +231,17 @@ func (c *codec) parseBand(block []byte, disk diskID) (*band, int, error) {
 		return nil, 0, errCell
 	}
 	b := &band{
-		num: h.band, kind: h.kind - 2, epoch: h.epoch, parity: int(h.parity), nonce: h.nonce, opened: h.writtenMS,
+		num: h.band, kind: h.kind - 2, epoch: h.epoch, parity: int(h.parity), nonce: h.nonce, opened: h.writtenMS, bandUse: &bandUse{},
+	}
+	if binary.LittleEndian.Uint64(block[placedTable:]) != 0 {
+		b.placed = make([]uint64, h.width)
 	}
 	for i := range int(h.width) {
 		p := headerSize + 8*i
 		b.members = append(b.members, bandMember{slot: int(block[p]), extent: binary.LittleEndian.Uint32(block[p+4:])})
+		if b.placed != nil {
+			b.placed[i] = max(b.num, binary.LittleEndian.Uint64(block[placedTable+8*i:]))
+		}
 	}
 	return b, int(h.role), nil
 }

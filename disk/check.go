@@ -126,6 +126,9 @@ func (a *Array) newPass(opt CheckOptions) (*pass, error) {
 	a.mu.RLock()
 	p.rep = CheckReport{Found: map[Verdict]int{}, Losses: slices.Clone(a.losses)}
 	for _, d := range a.slots() {
+		if d.role == roleNone {
+			continue
+		}
 		p.rep.Disks = append(p.rep.Disks, DiskReport{Slot: d.slot, Path: d.path, Found: map[Verdict]int{}})
 	}
 	p.unclean = a.opt.ReadOnly && !a.super.clean
@@ -165,7 +168,9 @@ func (p *pass) note(f func(r *CheckReport)) {
 func (p *pass) count(slot int, v Verdict) {
 	p.note(func(r *CheckReport) {
 		r.Found[v]++
-		r.Disks[slot].Found[v]++
+		if i := slices.IndexFunc(r.Disks, func(d DiskReport) bool { return d.Slot == slot }); i >= 0 { // else it joined or left meanwhile
+			r.Disks[i].Found[v]++
+		}
 		p.found[v]++
 		switch v {
 		case CellGood:
@@ -247,7 +252,8 @@ func (p *pass) band(ctx context.Context, b *band, behind int64) error {
 
 // step verifies what is at block off of a band: its headers at 0, else the next stripe. It returns where the next step begins.
 func (p *pass) step(ctx context.Context, b *band, off uint32) (uint32, error) {
-	if _, err := p.a.pinBand(b.num); err != nil {
+	b, err := p.a.pinBand(b.num)
+	if err != nil {
 		return 0, err
 	}
 	defer b.unpin()
@@ -480,7 +486,7 @@ func (p *pass) bandHeader(ctx context.Context, b *band, pos int) error {
 			return false, err
 		}
 		got, at, err := a.codec.parseBand(op.Buf, d.id)
-		return err == nil && at == pos && got.num == b.num && got.nonce == b.nonce && slices.Equal(got.members, b.members), nil
+		return err == nil && at == pos && got.num == b.num && got.nonce == b.nonce && slices.Equal(got.members, b.members) && got.revision() == b.revision(), nil
 	}
 	good, err := look()
 	if err != nil {
@@ -538,7 +544,7 @@ func (p *pass) superblocksNow() (failed []*disk, err error) {
 	a.mu.RLock()
 	*shared = a.super
 	for _, d := range a.slots() {
-		if d.present() {
+		if d.present() || d.state == DiskSpare {
 			devs, live = append(devs, d.gi), append(live, d)
 		}
 	}
@@ -566,7 +572,7 @@ func (p *pass) superblocksNow() (failed []*disk, err error) {
 		}
 	}
 	for _, d := range a.slots() {
-		if !slices.Contains(live, d) {
+		if d.role != roleNone && !slices.Contains(live, d) {
 			for range superCopies {
 				p.note(func(r *CheckReport) { r.Superblocks++ })
 				p.count(d.slot, CellMissing)

@@ -175,6 +175,11 @@ type Options struct {
 	PreferPool bool
 	// HealthEvery is how often the disks' latencies are compared; 0 means every second.
 	HealthEvery time.Duration
+	// SpareGrace is how long a disk is failed or missing before a spare takes its place; 0 means 10 minutes, less than 0 never.
+	SpareGrace time.Duration
+	// Changed, if not nil, is called when disks were added, retired or replaced. Status tells which are there. It may take a moment,
+	// during which nothing is written, but must not change the set of disks.
+	Changed func()
 	// Discard says which freed extents are given back to their devices.
 	Discard Discard
 	Logger  *slog.Logger

@@ -215,7 +215,7 @@ func TestFormatBad(t *testing.T) {
 	if _, err := decodeSuperblock(super, 2); !errors.Is(err, errSuperblock) {
 		t.Errorf("copy 1 read as copy 2: %v", err)
 	}
-	for _, st := range []memberState{0, memberOutHollow + 1} {
+	for _, st := range []memberState{0, memberRetired + 1} {
 		s := sampleSuper()
 		s.members[2].state = st
 		if _, err := decodeSuperblock(s.encode(0, testKeys{}.SuperblockKey()), 0); !errors.Is(err, errSuperblock) {

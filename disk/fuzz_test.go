@@ -149,7 +149,7 @@ func FuzzCell(f *testing.F) {
 		f.Add(bytes.Clone(cell[:headerSize]), false)
 	}
 	a := &Array{geo: Geometry{Data: 2, Parity: 1, ExtentSize: 1 << 20}}
-	b := &band{num: 1<<32 | 1, kind: kindPacked, epoch: 1, parity: 1, members: make([]bandMember, 3)}
+	b := &band{num: 1<<32 | 1, kind: kindPacked, epoch: 1, parity: 1, members: make([]bandMember, 3), bandUse: &bandUse{}}
 	f.Fuzz(func(t *testing.T, p []byte, sign bool) {
 		if sign {
 			cell := make([]byte, (max(len(p), 1)+BlockSize-1)&^(BlockSize-1))
@@ -187,7 +187,7 @@ func FuzzBand(f *testing.F) {
 	a.table.Store(&[]*disk{{extents: 8}, {extents: 8}, {extents: 8}})
 	block := make([]byte, BlockSize)
 	for _, k := range []kind{kindPacked, kindBulk} {
-		b := &band{num: 2<<32 | 3, kind: k, epoch: 2, parity: 1, nonce: [16]byte{8}, opened: 9, members: []bandMember{{0, 1}, {2, 7}, {1, 3}}}
+		b := &band{num: 2<<32 | 3, kind: k, epoch: 2, parity: 1, nonce: [16]byte{8}, opened: 9, members: []bandMember{{0, 1}, {2, 7}, {1, 3}}, bandUse: &bandUse{}}
 		c.putBand(block, b, 1, diskID{1})
 		f.Add(bytes.Clone(block[:headerSize+24]), true)
 		f.Add(bytes.Clone(block), false)

@@ -121,7 +121,7 @@ func (a *Array) canSpare(d *disk) bool {
 	defer a.mu.RUnlock()
 	out := 0
 	for _, o := range a.slots() {
-		if o != d && !o.whole() {
+		if o != d && o.counts() && !o.whole() {
 			out++
 		}
 	}

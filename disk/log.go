@@ -354,7 +354,7 @@ func (a *Array) carryOut(changes []*change) error {
 		a.lockGate()
 		err := c.do()
 		a.gate.Unlock()
-		if c.err = err; err != nil && !errors.Is(err, ErrReplace) {
+		if c.err = err; err != nil && !errors.Is(err, ErrReplace) && !errors.Is(err, ErrAdd) && !errors.Is(err, ErrRemove) {
 			return err
 		}
 	}

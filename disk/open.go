@@ -207,7 +207,14 @@ func (s *Set) assemble(opt Options) (*superblock, []*disk, error) {
 	}
 	disks := make([]*disk, len(head.members))
 	for i, m := range head.members {
-		disks[i] = &disk{slot: i, id: m.id, extents: m.extents, state: DiskMissing, reason: "not found", hollow: m.state == memberRebuilding || m.state == memberOutHollow}
+		disks[i] = &disk{slot: i, id: m.id, extents: m.extents, state: DiskMissing, reason: "not found",
+			hollow: m.state == memberRebuilding || m.state == memberOutHollow, draining: m.draining}
+		switch m.state {
+		case memberSpare:
+			disks[i].role = roleSpare
+		case memberRetired:
+			disks[i].role, disks[i].state, disks[i].reason = roleNone, DiskRetired, ""
+		}
 	}
 	for i := range s.devs {
 		if err := s.place(head, byDev[i], i, disks); err != nil {
@@ -226,11 +233,16 @@ func (s *Set) place(head, sb *superblock, i int, disks []*disk) error {
 	if sb.array != head.array {
 		return fmt.Errorf("%w: %s belongs to array %x, not %x", ErrMembership, dev.Path(), sb.array, head.array)
 	}
-	if sb.slot < len(disks) && disks[sb.slot].id != sb.disk && head.epoch().num > sb.epoch().num {
-		s.faults[i] = errors.New("another disk has taken its place")
+	known := sb.slot < len(disks) && disks[sb.slot].id == sb.disk
+	switch {
+	case sb.members[sb.slot].state == memberRetired || known && disks[sb.slot].role == roleNone:
+		s.faults[i] = errors.New("retired")
+		return nil
+	case !known && (head.epoch().num > sb.epoch().num || head.epoch().num == sb.epoch().num && head.epoch() != sb.epoch()):
+		s.faults[i] = errors.New("another disk has taken its place, or it was never taken in")
 		return nil
 	}
-	if sb.slot >= len(disks) || disks[sb.slot].id != sb.disk {
+	if !known {
 		return fmt.Errorf("%w: %s says it is disk %x in slot %d, which the array does not know", ErrMembership, dev.Path(), sb.disk, sb.slot)
 	}
 	d := disks[sb.slot]
@@ -249,6 +261,8 @@ func (s *Set) place(head, sb *superblock, i int, disks []*disk) error {
 	}
 	d.dev, d.gi, d.path, d.super, d.torn = dev, i, dev.Path(), sb, torn
 	switch {
+	case d.role == roleSpare:
+		d.state, d.reason = DiskSpare, ""
 	case !head.knows(sb.epoch(), sb.slot):
 		d.state, d.reason = DiskForeign, "its history left the array's: it was written elsewhere"
 	case dev.Limits().Size < sb.diskSize:
@@ -289,23 +303,24 @@ func chooseHead(proven []*superblock, degraded bool) (*superblock, error) {
 	for _, h := range proven {
 		known := 0
 		for _, s := range proven {
-			if s.array == h.array && h.knows(s.epoch(), s.slot) {
+			if h.confirms(s) {
 				known++
 			}
 		}
 		most = max(most, known)
-		if n := len(h.members); known >= n-h.geo.Parity && (known > h.geo.Parity || degraded || h.geo.Parity == 0) {
+		if n := h.counted(); known >= n-h.geo.Parity && (known > h.geo.Parity || degraded || h.geo.Parity == 0) {
 			heads = append(heads, h)
 		}
 	}
 	if len(heads) == 0 {
 		h := proven[0]
-		need := max(len(h.members)-h.geo.Parity, h.geo.Parity+1)
-		if most >= len(h.members)-h.geo.Parity {
+		n := h.counted()
+		need := max(n-h.geo.Parity, h.geo.Parity+1)
+		if most >= n-h.geo.Parity {
 			return nil, fmt.Errorf("%w: %d of %d disks found; %d could be a stale half: if the others are gone for good, open with --degraded",
-				ErrMembership, most, len(h.members), most)
+				ErrMembership, most, n, most)
 		}
-		return nil, fmt.Errorf("%w: %d of %d disks found that agree, need %d", ErrMembership, most, len(h.members), need)
+		return nil, fmt.Errorf("%w: %d of %d disks found that agree, need %d", ErrMembership, most, n, need)
 	}
 	for _, h := range heads[1:] {
 		if !heads[0].knows(h.epoch(), h.slot) {
@@ -320,19 +335,24 @@ func chooseHead(proven []*superblock, degraded bool) (*superblock, error) {
 func countLive(head *superblock, disks []*disk, opt Options) error {
 	have := 0
 	var missing []string
+	n := 0
 	for _, d := range disks {
+		if !d.counts() {
+			continue
+		}
+		n++
 		if d.present() && !d.hollow { // what it has not been given yet is missing
 			have++
 		} else {
 			missing = append(missing, fmt.Sprintf("slot %d (%x): %s: %s", d.slot, d.id[:4], d.state, d.reason))
 		}
 	}
-	if have < len(disks)-head.geo.Parity {
-		return fmt.Errorf("%w: %d of %d disks usable, need %d; %q", ErrMembership, have, len(disks), len(disks)-head.geo.Parity, missing)
+	if have < n-head.geo.Parity {
+		return fmt.Errorf("%w: %d of %d disks usable, need %d; %q", ErrMembership, have, n, n-head.geo.Parity, missing)
 	}
 	if have <= head.geo.Parity && !opt.Degraded {
 		return fmt.Errorf("%w: %d of %d disks usable could be a stale half: open with --degraded if the others are gone for good; %q",
-			ErrMembership, have, len(disks), missing)
+			ErrMembership, have, n, missing)
 	}
 	return nil
 }
@@ -364,7 +384,7 @@ func newArray(opt Options, devs []blockdev.Device, head *superblock, disks []*di
 	if limit == 0 {
 		limit = defaultArena
 	}
-	small := int64(head.geo.width()*maxCellBlocks*BlockSize)*2*maxInflight + 2*superMemory(len(disks))
+	small := int64(head.geo.width()*maxCellBlocks*BlockSize)*2*maxInflight + 2*superMemory(MaxDisks)
 	a := &Array{
 		opt: opt, logger: opt.Logger, geo: head.geo, group: group, super: *head,
 		codec: newCodec(head.array, opt.Keys.CellKey(), opt.Crypto, opt.faults),
@@ -414,8 +434,10 @@ func (a *Array) start(ctx context.Context) error {
 		}
 		a.tasks.Go(a.runRepairs)
 		a.tasks.Go(a.watchHealth)
+		a.tasks.Go(a.watchSpares)
 	}
 	a.startRebuilds()
+	a.startDrains()
 	return nil
 }
 

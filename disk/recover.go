@@ -12,9 +12,23 @@ import (
 // foundBand is what the scan learnt of a band.
 type foundBand struct {
 	*band
-	first  uint64       // number of the stripe in its first place, 0 when none is readable
-	begun  bool         // something was written behind the header
-	claims []bandMember // extents that carry its header
+	first  uint64  // number of the stripe in its first place, 0 when none is readable
+	begun  bool    // something was written behind the header
+	claims []claim // extents that carry its header
+}
+
+// claim is an extent that carries the header of a band.
+type claim struct {
+	at       bandMember
+	revision uint64
+}
+
+// places lists the extents of claims.
+func places(claims []claim) (at []bandMember) {
+	for _, c := range claims {
+		at = append(at, c.at)
+	}
+	return at
 }
 
 // gap is a run of packed stripes that recovery stepped over.
@@ -30,8 +44,9 @@ type recovery struct {
 	found map[uint64]*foundBand
 	order []*foundBand // packed bands, ascending
 	freed map[uint64]bool
-	mark  uint64 // highest stripe known to have been acknowledged
-	heads bool   // the marks of all bands' first stripes are known
+	taken map[bandMember]uint64 // when the extent was taken last, by any header or mark seen
+	mark  uint64                // highest stripe known to have been acknowledged
+	heads bool                  // the marks of all bands' first stripes are known
 	limit map[uint64]uint64
 	gaps  []gap
 	// replay takes what the walk finds; nil in a recovery that only looks.
@@ -43,7 +58,7 @@ const scanBatch = 16
 
 // scanBands reads the first two blocks of every extent and builds the table of bands.
 func (a *Array) scanBands(ctx context.Context) error {
-	r := &recovery{a: a, found: map[uint64]*foundBand{}, freed: map[uint64]bool{}}
+	r := &recovery{a: a, found: map[uint64]*foundBand{}, freed: map[uint64]bool{}, taken: map[bandMember]uint64{}}
 	most := uint32(0)
 	for _, d := range a.slots() {
 		if d.present() {
@@ -55,16 +70,9 @@ func (a *Array) scanBands(ctx context.Context) error {
 			return err
 		}
 	}
-	for num, extents := range r.dropVoid() {
-		if a.opt.ReadOnly {
-			break
-		}
-		// A disk that was away, or missed a write, still calls a freed band alive. Should those that know better go, it would be believed.
-		failed, err := a.writeFree(ctx, num, extents)
-		if err != nil {
-			return err
-		}
-		if err := a.lose(failed, failedRewrite); err != nil {
+	void := r.dropVoid()
+	if !a.opt.ReadOnly {
+		if err := r.settleHeaders(ctx, void); err != nil {
 			return err
 		}
 	}
@@ -76,7 +84,7 @@ func (a *Array) scanBands(ctx context.Context) error {
 		for pos, m := range f.members {
 			d := a.slots()[m.slot]
 			d.markUsed(m.extent)
-			if d.hollow && f.epoch < a.super.members[m.slot].since && !slices.Contains(f.claims, m) {
+			if d.hollow && f.epoch < a.super.members[m.slot].since && !slices.Contains(places(f.claims), m) {
 				f.hollow.Or(1 << pos)
 			}
 		}
@@ -116,21 +124,28 @@ func (r *recovery) scanExtents(ctx context.Context, from, to uint32) error {
 // claim notes what the first two blocks of an extent say.
 func (r *recovery) claim(at bandMember, blocks []byte) {
 	a, id := r.a, r.a.slots()[at.slot].id
-	if num, ok := a.codec.parseFree(blocks[:BlockSize], id, at.extent); ok {
+	if num, placed, ok := a.codec.parseFree(blocks[:BlockSize], id, at.extent); ok {
 		r.freed[num] = true
+		r.taken[at] = max(r.taken[at], placed)
 		return
 	}
 	b, pos, err := a.codec.parseBand(blocks[:BlockSize], id)
 	if err != nil || !a.plausible(b) || b.members[pos] != at {
 		return
 	}
+	for i, m := range b.members {
+		r.taken[m] = max(r.taken[m], b.placedAt(i))
+	}
+	b.end = a.geo.extentBlocks()
 	f := r.found[b.num]
-	if f == nil {
-		b.end = a.geo.extentBlocks()
+	switch {
+	case f == nil:
 		f = &foundBand{band: b}
 		r.found[b.num] = f
+	case b.revision() > f.revision():
+		f.band = b
 	}
-	f.claims = append(f.claims, at)
+	f.claims = append(f.claims, claim{at, b.revision()})
 	h, err := a.codec.parse(blocks[BlockSize:], place{disk: id, band: b.num, off: 1})
 	if err == nil && a.fits(&h, b) {
 		f.begun, f.first = true, h.stripe
@@ -155,10 +170,9 @@ func (a *Array) plausible(b *band) bool {
 	return true
 }
 
-// dropVoid removes bands that were freed or of which a newer band has taken an extent, and bands in which nothing was ever written.
-// It returns the extents that still carry the header of one of the former.
-func (r *recovery) dropVoid() map[uint64][]bandMember {
-	left := map[uint64][]bandMember{}
+// dropVoid removes bands that were freed or of which an extent was taken later, and bands in which nothing was ever written. It returns
+// the former.
+func (r *recovery) dropVoid() (void []*foundBand) {
 	var all []*foundBand
 	for _, f := range r.found {
 		all = append(all, f)
@@ -169,21 +183,50 @@ func (r *recovery) dropVoid() map[uint64][]bandMember {
 		}
 		return 1
 	})
-	taken := map[bandMember]bool{}
 	for _, f := range all {
-		void := r.freed[f.num] || r.forgotten(f)
-		for _, m := range f.members {
-			void = void || taken[m]
-			taken[m] = true // also by one that is void or was never written: its headers went over the marks of what was freed before
+		outlived := false // extents are taken only once they are free
+		for i, m := range f.members {
+			outlived = outlived || r.taken[m] > f.placedAt(i)
 		}
-		if void {
-			left[f.num] = f.claims
+		if r.freed[f.num] || outlived || r.forgotten(f) {
+			delete(r.found, f.num)
+			void = append(void, f)
+			continue
 		}
-		if void || !f.begun && !r.anythingIn(f) {
+		if !f.begun && !r.anythingIn(f) {
 			delete(r.found, f.num)
 		}
 	}
-	return left
+	return void
+}
+
+// settleHeaders makes the headers found on the disks say the same as those that are believed. A disk that was away, or missed a write,
+// still calls a freed band alive or an extent that was given up part of one: should those that know better go, it would be believed.
+func (r *recovery) settleHeaders(ctx context.Context, void []*foundBand) error {
+	a := r.a
+	for _, f := range void {
+		failed, err := a.writeFree(ctx, f.band, places(f.claims))
+		if err != nil {
+			return err
+		}
+		if err := a.lose(failed, failedRewrite); err != nil {
+			return err
+		}
+	}
+	for _, f := range r.found {
+		for _, c := range f.claims {
+			d, pos := a.slots()[c.at.slot], slices.Index(f.members, c.at)
+			if c.revision == f.revision() || !d.present() {
+				continue
+			}
+			if err := a.writeHeader(ctx, f.band, pos, c.at, d); err != nil {
+				if err := a.lose([]*disk{d}, failedRewrite); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
 }
 
 // forgotten reports whether only disks that were out call a band alive, while others of its disks, which never were, know nothing of it: it was
@@ -194,7 +237,7 @@ func (r *recovery) forgotten(f *foundBand) bool {
 		st := r.a.super.members[m.slot].state
 		return st == memberOut || st == memberOutHollow
 	}
-	if !slices.ContainsFunc(f.claims, func(m bandMember) bool { return !out(m) }) {
+	if !slices.ContainsFunc(f.claims, func(c claim) bool { return !out(c.at) }) {
 		for _, m := range f.members {
 			if d := r.a.slots()[m.slot]; d.present() && !d.hollow && !out(m) {
 				return true
@@ -607,8 +650,8 @@ func (a *Array) lose(disks []*disk, reason string) error {
 			left++
 		}
 	}
-	if left < len(a.slots())-a.geo.Parity {
-		return fmt.Errorf("%d of %d disks left: %w", left, len(a.slots()), ErrReadOnly)
+	if n := a.counted(); left < n-a.geo.Parity {
+		return fmt.Errorf("%d of %d disks left: %w", left, n, ErrReadOnly)
 	}
 	return nil
 }
@@ -790,7 +833,7 @@ func (a *Array) resyncDisk(ctx context.Context, d *disk, cut uint64) (int, error
 	a.mu.Unlock()
 	for _, b := range a.sortedBands() {
 		pos := slices.IndexFunc(b.members, func(m bandMember) bool { return m.slot == d.slot })
-		if pos < 0 || b.epoch < d.super.epoch().num {
+		if pos < 0 || b.revision()>>32 < d.super.epoch().num {
 			continue
 		}
 		if err := a.rewriteBandHeader(ctx, b, pos, d); err != nil {
@@ -809,12 +852,20 @@ func (a *Array) resyncDisk(ctx context.Context, d *disk, cut uint64) (int, error
 
 // rewriteBandHeader puts the header block of a band back on a disk.
 func (a *Array) rewriteBandHeader(ctx context.Context, b *band, pos int, d *disk) error {
+	return a.writeHeader(ctx, b, pos, b.members[pos], d)
+}
+
+// writeHeader writes the header of a band at an extent, or zeros if that is not one of the band's, at position -1.
+func (a *Array) writeHeader(ctx context.Context, b *band, pos int, at bandMember, d *disk) error {
 	buf, err := a.meta.Get(ctx, BlockSize)
 	if err != nil {
 		return err
 	}
-	a.codec.putBand(buf.Bytes()[:BlockSize], b, pos, d.id)
-	ops := []blockdev.Op{{Dev: d.gi, Write: true, Durable: true, Off: a.geo.extentOffset(b.members[pos].extent), Buf: buf.Bytes()[:BlockSize]}}
+	clear(buf.Bytes()[:BlockSize])
+	if pos >= 0 {
+		a.codec.putBand(buf.Bytes()[:BlockSize], b, pos, d.id)
+	}
+	ops := []blockdev.Op{{Dev: d.gi, Write: true, Durable: true, Off: a.geo.extentOffset(at.extent), Buf: buf.Bytes()[:BlockSize]}}
 	failed, err := a.runWrites(ops, &buf)
 	if err == nil && len(failed) > 0 {
 		err = ops[0].Err

@@ -244,7 +244,8 @@ func (a *Array) runRepairs() {
 
 // repairStripe verifies a stripe and rewrites its bad cells.
 func (a *Array) repairStripe(ctx context.Context, b *band, off uint32) error {
-	if _, err := a.pinBand(b.num); err != nil {
+	b, err := a.pinBand(b.num)
+	if err != nil {
 		return nil // freed meanwhile
 	}
 	defer b.unpin()

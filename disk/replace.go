@@ -74,20 +74,24 @@ func (a *Array) replace(ctx context.Context, slot int, dev blockdev.Device) erro
 	if slot < 0 || slot >= len(a.slots()) {
 		return fmt.Errorf("%w: no slot %d: there are %d", ErrReplace, slot, len(a.slots()))
 	}
-	old := a.slots()[slot]
-	if have := a.geo.extents(dev.Limits().Size); have < old.extents {
-		return fmt.Errorf("%w: %s has room for %d extents, the old one had %d", ErrReplace, dev.Path(), have, old.extents)
-	}
 	gi, err := a.group.Add(dev)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrReplace, err)
 	}
+	d := &disk{dev: dev, gi: gi, path: dev.Path()}
+	a.random(d.id[:])
+	return a.exchange(slot, d, nil)
+}
+
+// exchange lets the disk d take the place of the one in a slot, and rebuilds it. A spare leaves its own slot empty.
+func (a *Array) exchange(slot int, d, spare *disk) error {
+	old := a.slots()[slot]
 	// The new disk takes part in everything from an epoch of its own on.
-	if err := a.log.change(func() error { return a.swap(slot, gi, dev) }); err != nil {
+	if err := a.log.change(func() error { return a.swap(slot, d, spare) }); err != nil {
 		return err
 	}
 	if old.dev != nil {
-		if err := old.dev.Close(); err != nil {
+		if err := old.dev.Close(); err != nil && !errors.Is(err, blockdev.ErrClosed) {
 			a.logger.Warn("old disk not closed", "path", old.path, "err", err)
 		}
 	}
@@ -96,12 +100,24 @@ func (a *Array) replace(ctx context.Context, slot int, dev blockdev.Device) erro
 }
 
 // swap puts a new disk into a slot and begins an epoch with it. Nothing is being written.
-func (a *Array) swap(slot, gi int, dev blockdev.Device) error {
+func (a *Array) swap(slot int, d, spare *disk) error {
 	a.mu.Lock()
 	old := a.slots()[slot]
+	if have := a.geo.extents(d.dev.Limits().Size); have < old.extents {
+		a.mu.Unlock()
+		return fmt.Errorf("%w: %s has room for %d extents, the old one had %d", ErrReplace, d.path, have, old.extents)
+	}
+	if spare != nil && (a.slots()[spare.slot] != spare || spare.state != DiskSpare || old.usable()) {
+		a.mu.Unlock()
+		return fmt.Errorf("%w: the spare or the disk in slot %d is another meanwhile", ErrReplace, slot)
+	}
+	if !old.counts() {
+		a.mu.Unlock()
+		return fmt.Errorf("%w: the disk in slot %d holds no data: remove it, and add another", ErrReplace, slot)
+	}
 	out := 0
 	for _, d := range a.slots() {
-		if d.slot != slot && !d.whole() {
+		if d.slot != slot && d.counts() && !d.whole() {
 			out++
 		}
 	}
@@ -109,14 +125,16 @@ func (a *Array) swap(slot, gi int, dev blockdev.Device) error {
 		a.mu.Unlock()
 		return fmt.Errorf("%w: %d other disks are not whole, and parity bears %d", ErrReplace, out, a.geo.Parity)
 	}
-	d := &disk{slot: slot, dev: dev, gi: gi, path: dev.Path(), state: DiskRebuilding, reason: "being rebuilt", extents: old.extents,
-		used: old.used, free: old.free, next: old.next, hollow: true}
-	a.random(d.id[:])
+	d.slot, d.state, d.reason, d.hollow, d.fresh = slot, DiskRebuilding, "being rebuilt", true, true
+	d.extents, d.used, d.free, d.next = old.extents, old.used, old.free, old.next
+	if old.drain != nil {
+		old.drain.cancel()
+	}
 	if old.rebuild != nil {
 		old.rebuild.cancel()
 	}
 	old.state, old.reason = DiskMissing, "another disk has taken its place" // for those who still wait for something on it
-	a.diskOf[gi].Store(d)
+	a.diskOf[d.gi].Store(d)
 	for _, b := range a.bands {
 		if pos := b.position(slot); pos >= 0 {
 			b.hollow.Or(1 << pos)
@@ -124,12 +142,18 @@ func (a *Array) swap(slot, gi int, dev blockdev.Device) error {
 	}
 	table := slices.Clone(a.slots())
 	table[slot] = d
+	if spare != nil {
+		table[spare.slot] = &disk{slot: spare.slot, role: roleNone, state: DiskRetired}
+	}
 	a.table.Store(&table)
 	a.super.members = slices.Clone(a.super.members)
 	a.super.members[slot] = memberEntry{id: d.id, extents: d.extents} // beginEpoch fills in the rest
+	if spare != nil {
+		a.super.members[spare.slot] = memberEntry{}
+	}
 	a.mu.Unlock()
 	a.logger.Info("disk replaced", "slot", slot, "path", d.path, "old", old.path)
-	return a.beginEpoch(a.log.acked.Load())
+	return a.membersChanged()
 }
 
 // position is the place of a disk in the band, -1 if it has none.
@@ -169,7 +193,7 @@ func (a *Array) rebuildDisk(ctx context.Context, d *disk, r *rebuilding) {
 			return
 		}
 		r.failed.Store(0)
-		a.rebuildBands(ctx, d, r, bands)
+		a.eachBand(ctx, d.slot, r, bands, "rebuilt", func(b *band) error { return a.rebuildBand(ctx, d, r, b) })
 		if n := r.failed.Load(); n > 0 {
 			a.mu.Lock()
 			d.reason = fmt.Sprintf("%d bands could not be rebuilt", n)
@@ -206,14 +230,15 @@ func (a *Array) spareCells(b *band) int {
 	return n
 }
 
-func (a *Array) rebuildBands(ctx context.Context, d *disk, r *rebuilding, bands []*band) {
+// eachBand works on bands, several at once. What is done to them is for the log.
+func (a *Array) eachBand(ctx context.Context, slot int, r *rebuilding, bands []*band, done string, work func(*band) error) {
 	workers := rebuildWorkers
 	if a.opt.manual != nil {
 		workers = 1
 	}
 	var mu sync.Mutex // guards next
 	next := 0
-	work := func() {
+	loop := func() {
 		for ctx.Err() == nil {
 			mu.Lock()
 			i := next
@@ -222,27 +247,28 @@ func (a *Array) rebuildBands(ctx context.Context, d *disk, r *rebuilding, bands 
 			if i >= len(bands) {
 				return
 			}
-			if err := a.rebuildBand(ctx, d, r, bands[i]); err != nil && ctx.Err() == nil {
+			if err := work(bands[i]); err != nil && ctx.Err() == nil {
 				r.failed.Add(1)
-				a.logger.Error("band not rebuilt", "band", bands[i].num, "slot", d.slot, "err", err)
+				a.logger.Error("band not "+done, "band", bands[i].num, "slot", slot, "err", err)
 			}
 			r.left.Add(-1)
 		}
 	}
 	if workers == 1 {
-		work()
+		loop()
 		return
 	}
 	var wg sync.WaitGroup
 	for range workers {
-		wg.Go(work)
+		wg.Go(loop)
 	}
 	wg.Wait()
 }
 
 // rebuildBand writes a disk's cells of a band, and last the band's header: a disk that carries it has them all.
 func (a *Array) rebuildBand(ctx context.Context, d *disk, r *rebuilding, b *band) error {
-	if _, err := a.pinBand(b.num); err != nil {
+	b, err := a.pinBand(b.num)
+	if err != nil {
 		return nil // freed meanwhile
 	}
 	defer b.unpin()
@@ -253,7 +279,7 @@ func (a *Array) rebuildBand(ctx context.Context, d *disk, r *rebuilding, b *band
 	limit := a.newRecovery().limit[b.num]
 	lost := 0
 	pace := pace{a: a, last: time.Now(), seen: a.callerOps()}
-	err := a.eachStripe(ctx, b, func(w *wholeStripe) error {
+	err = a.eachStripe(ctx, b, func(w *wholeStripe) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}

@@ -120,7 +120,9 @@ func TestSimulationCatchesBugs(t *testing.T) {
 const simKinds = blockdev.FaultRot | blockdev.FaultOverwrite | blockdev.FaultStale | blockdev.FaultMisplaced | blockdev.FaultBadRange |
 	blockdev.FaultLostWrite | blockdev.FaultMisdirect | blockdev.FaultFailOnce | blockdev.FaultDead | blockdev.FaultHung | blockdev.FaultFull | blockdev.FaultSlow
 
-type simStats struct{ cuts, acked, opens, stripes, faults, freed, replaced, scrubs, mended, hedges int }
+type simStats struct {
+	cuts, acked, opens, stripes, faults, freed, replaced, scrubs, mended, members, drained, promoted, hedges int
+}
 
 func (s *simStats) add(o simStats) {
 	s.cuts += o.cuts
@@ -132,13 +134,16 @@ func (s *simStats) add(o simStats) {
 	s.replaced += o.replaced
 	s.scrubs += o.scrubs
 	s.mended += o.mended
+	s.members += o.members
+	s.drained += o.drained
+	s.promoted += o.promoted
 	s.hedges += o.hedges
 }
 
 func (s simStats) String() string {
 	return fmt.Sprintf("%d power cuts, %d opens, %d stripes, %d acknowledged records, %d bands freed, %d disks replaced, %d faults, "+
-		"%d scrubs ended, %d cells repaired by them, %d reads hedged",
-		s.cuts, s.opens, s.stripes, s.acked, s.freed, s.replaced, s.faults, s.scrubs, s.mended, s.hedges)
+		"%d scrubs ended, %d cells repaired by them, %d changes of membership, %d disks drained, %d spares used, %d reads hedged",
+		s.cuts, s.opens, s.stripes, s.acked, s.freed, s.replaced, s.faults, s.scrubs, s.mended, s.members, s.drained, s.promoted, s.hedges)
 }
 
 // sim is one run: a machine, an array on it, and what the clients know.
@@ -168,6 +173,8 @@ type sim struct {
 	// compacting is set while a band is emptied: what is in it must not be killed meanwhile, as a caller's locks see to.
 	compacting uint64
 	replacing  bool
+	changing   bool // the set of disks
+	draining   map[*rebuilding]bool
 	scrubbing  *simTask
 }
 
@@ -289,7 +296,7 @@ func simulate(seed uint64, bugs faults, kinds blockdev.FaultKind, trace bool, lo
 }
 
 func simulateStats(seed uint64, bugs faults, kinds blockdev.FaultKind, trace bool, logf func(string, ...any)) (st simStats, err error) {
-	s := &sim{rng: rand.New(rand.NewPCG(seed, 4)), bugs: bugs, kinds: kinds, logf: logf, trace: trace, state: newSimState(), saved: newSimState()}
+	s := &sim{rng: rand.New(rand.NewPCG(seed, 4)), bugs: bugs, kinds: kinds, logf: logf, trace: trace, state: newSimState(), saved: newSimState(), draining: map[*rebuilding]bool{}}
 	for i := range s.arenas {
 		s.arenas[i] = newArena(256 << 20)
 	}
@@ -368,6 +375,7 @@ func (s *sim) life() error {
 		return err
 	}
 	if s.rng.IntN(3) > 0 {
+		s.spawn(s.promote)
 		s.rebuild()
 	}
 	if s.rng.IntN(3) > 0 {
@@ -391,6 +399,8 @@ func (s *sim) act() {
 	switch r := s.rng.IntN(25); {
 	case r == 24 && s.rng.IntN(3) == 0:
 		s.replace()
+	case r == 24 && s.rng.IntN(2) == 0:
+		s.member()
 	case r == 24:
 		s.scrub()
 	case r >= 22:
@@ -499,6 +509,56 @@ func (s *sim) replace() {
 	})
 }
 
+// maxSimDisks bounds the devices of a run.
+const maxSimDisks = 30
+
+// member changes the set of disks.
+func (s *sim) member() {
+	if len(s.tasks) >= maxSimTasks || s.kinds != simKinds || s.changing {
+		return
+	}
+	slot := s.rng.IntN(len(s.a.slots()))
+	var d *blockdev.SimDisk
+	what := s.rng.IntN(5)
+	if what < 2 {
+		if len(s.disks) >= maxSimDisks {
+			return
+		}
+		d = blockdev.NewSimDisk(s.world, superArea+40*s.geo.ExtentSize, blockdev.SimOptions{})
+		s.disks = append(s.disks, d)
+	}
+	s.changing = true
+	s.spawn(func() {
+		defer func() { s.changing = false }()
+		var err error
+		switch what {
+		case 0, 1:
+			_, err = s.a.add(context.Background(), d, what == 1)
+			s.say("add %s as spare %t: %v", d.Path(), what == 1, err)
+		case 2, 3:
+			err = s.a.Remove(context.Background(), slot)
+			s.say("remove slot %d: %v", slot, err)
+		case 4:
+			err = s.a.Keep(context.Background(), slot)
+			s.say("keep slot %d: %v", slot, err)
+		}
+		if err == nil {
+			s.stats.members++
+			s.rebuild()
+		}
+	})
+}
+
+// promote lets a spare take the place of a disk that is away.
+func (s *sim) promote() {
+	for _, d := range s.a.away() {
+		if err := s.a.promote(d); err == nil {
+			s.say("spare promoted to slot %d", d.slot)
+			s.stats.promoted++
+		}
+	}
+}
+
 // slotOf is the slot that a disk has now, -1 for none.
 func (s *sim) slotOf(disk int) int {
 	for _, d := range s.a.slots() {
@@ -514,6 +574,17 @@ func (s *sim) rebuild() {
 	for _, d := range s.a.slots() {
 		if d.state == DiskRebuilding && d.rebuild != nil {
 			s.spawn(func() { s.a.rebuildDisk(s.a.ctx, d, d.rebuild) })
+		}
+		if r := d.drain; d.draining && r != nil && !s.draining[r] {
+			s.draining[r] = true
+			s.spawn(func() {
+				s.a.drainDisk(s.a.ctx, d, r)
+				delete(s.draining, r)
+				s.say("drain of slot %d: %s", d.slot, d.state)
+				if d.state == DiskRetired {
+					s.stats.drained++
+				}
+			})
 		}
 	}
 }
@@ -831,6 +902,7 @@ func (s *sim) drop() {
 		t.stop()
 	}
 	s.tasks, s.compacting, s.replacing, s.scrubbing = nil, 0, false, nil
+	s.changing, s.draining = false, map[*rebuilding]bool{}
 	for _, f := range s.flight {
 		f.s.buf.Release()
 	}

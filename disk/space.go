@@ -2,6 +2,7 @@ package disk
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
@@ -160,7 +161,14 @@ func (a *Array) usableIn(b *band) (n int) {
 // that has the mark must be there. More than parity of them are enough always; and if the band is on every disk of the array,
 // any are, since more than parity disks are needed to open it, and no more than those were away.
 func (a *Array) canBury(b *band, n int) bool {
-	return n == len(b.members) || n > a.geo.Parity || n > 0 && len(b.members) == len(a.slots())
+	// A member that was moved may have left a header on its old disk: one mark more is needed for each.
+	moved := 0
+	for pos := range b.members {
+		if b.placedAt(pos) != b.num {
+			moved++
+		}
+	}
+	return n == len(b.members) || n > a.geo.Parity+moved || n > 0 && moved == 0 && len(b.members) == a.counted()
 }
 
 // bury overwrites the headers of a band with marks that it is free. One of them found later makes the band void.
@@ -168,7 +176,7 @@ func (a *Array) bury(ctx context.Context, b *band) error {
 	if a.opt.faults.noMark {
 		return nil
 	}
-	failed, err := a.writeFree(ctx, b.num, b.members)
+	failed, err := a.writeFree(ctx, b, b.members)
 	if err != nil {
 		return err
 	}
@@ -185,8 +193,9 @@ func (a *Array) bury(ctx context.Context, b *band) error {
 	return nil
 }
 
-// writeFree marks extents as free of a band, durably, on those of the disks that are there. It returns those that failed.
-func (a *Array) writeFree(ctx context.Context, num uint64, extents []bandMember) ([]*disk, error) {
+// writeFree marks extents as free of a band, durably, on those of the disks that are there, and says when the band had taken them. It
+// returns the disks that failed.
+func (a *Array) writeFree(ctx context.Context, b *band, extents []bandMember) ([]*disk, error) {
 	buf, err := a.meta.Get(ctx, len(extents)*BlockSize)
 	if err != nil {
 		return nil, err
@@ -201,7 +210,10 @@ func (a *Array) writeFree(ctx context.Context, num uint64, extents []bandMember)
 		}
 		block := buf.Bytes()[i*BlockSize:][:BlockSize]
 		clear(block)
-		h := header{kind: kindFree, width: 1, disk: d.id, band: num, stripe: uint64(m.extent), epoch: epoch, blocks: 1, writtenMS: a.now().UnixMilli()}
+		h := header{kind: kindFree, width: 1, disk: d.id, band: b.num, stripe: uint64(m.extent), epoch: epoch, blocks: 1, writtenMS: a.now().UnixMilli()}
+		if pos := slices.Index(b.members, m); pos >= 0 {
+			binary.LittleEndian.PutUint64(block[placedTable:], b.placedAt(pos))
+		}
 		a.random(h.nonce[:])
 		h.crc = a.codec.checksum(&h, a.opt.Crypto.CRC64NVME(0, block[headerSize:]))
 		a.codec.put(block, &h)
@@ -211,14 +223,14 @@ func (a *Array) writeFree(ctx context.Context, num uint64, extents []bandMember)
 	return a.runWrites(ops, &buf)
 }
 
-// parseFree reads a mark of writeFree and returns the band that the extent is free of.
-func (c *codec) parseFree(block []byte, disk diskID, extent uint32) (num uint64, ok bool) {
+// parseFree reads a mark of writeFree and returns the band that the extent is free of, and when that had taken it.
+func (c *codec) parseFree(block []byte, disk diskID, extent uint32) (num, placed uint64, ok bool) {
 	h, err := c.parse(block, place{disk: disk})
 	if err != nil || h.kind != kindFree || h.off != 0 || h.blocks != 1 || h.stripe != uint64(extent) ||
 		c.checksum(&h, c.crypto.CRC64NVME(0, block[headerSize:])) != h.crc {
-		return 0, false
+		return 0, 0, false
 	}
-	return h.band, true
+	return h.band, max(h.band, binary.LittleEndian.Uint64(block[placedTable:])), true
 }
 
 // discard gives the extents of a dead band back to their devices, all but the marks. A device that fails here loses nothing.
@@ -381,7 +393,9 @@ func (a *Array) spareBands() int { return reserveBands + max(3, a.totalBands()/1
 func (a *Array) totalBands() int {
 	n := 0
 	for _, d := range a.slots() {
-		n += int(d.extents)
+		if d.counts() && !d.draining {
+			n += int(d.extents)
+		}
 	}
 	return n / a.geo.width()
 }

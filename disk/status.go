@@ -17,6 +17,12 @@ const (
 	DiskForeign DiskState = "foreign" // cannot be believed
 	// DiskSuspect is slower than its peers: written, and read where they cannot answer. It is fenced if it stays so.
 	DiskSuspect DiskState = "suspect"
+	// DiskSpare holds nothing and takes the place of a disk that fails.
+	DiskSpare DiskState = "spare"
+	// DiskDraining is a healthy disk whose data is being moved to others, because it is to leave.
+	DiskDraining DiskState = "draining"
+	// DiskRetired has left the array: its slot is empty.
+	DiskRetired DiskState = "retired"
 	// DiskRebuilding has taken the place of another: written like a healthy one, and read where it has been rebuilt.
 	DiskRebuilding DiskState = "rebuilding"
 )
@@ -31,7 +37,10 @@ type DiskStatus struct {
 	Size    int64     `json:"size"`
 	Extents int       `json:"extents"`
 	Free    int       `json:"free_extents"`
+	Model   string    `json:"model,omitempty"` // of a file: of the disk below it
+	Serial  string    `json:"serial,omitempty"`
 	Rebuild *Rebuild  `json:"rebuild,omitempty"`
+	Drain   *Rebuild  `json:"drain,omitempty"`
 
 	Stats blockdev.Stats `json:"-"`
 }
@@ -93,13 +102,19 @@ func (a *Array) Status() Status {
 	}
 	var extents int64
 	for _, d := range a.slots() {
+		if d.role == roleNone {
+			continue
+		}
 		ds := DiskStatus{
 			Slot: d.slot, ID: hex.EncodeToString(d.id[:]), Path: d.path, State: d.state, Reason: d.reason,
 			Extents: int(d.extents), Free: d.free,
 		}
-		extents += int64(d.extents)
+		if d.counts() && !d.draining {
+			extents += int64(d.extents)
+		}
 		if d.dev != nil {
-			ds.Size, ds.Stats = d.dev.Limits().Size, d.dev.Stats()
+			l := d.dev.Limits()
+			ds.Size, ds.Model, ds.Serial, ds.Stats = l.Size, l.Model, l.Serial, d.dev.Stats()
 		}
 		if d.state == DiskHealthy && d.suspect.Load() {
 			ds.State, ds.Reason = DiskSuspect, "slower than its peers"
@@ -108,10 +123,16 @@ func (a *Array) Status() Status {
 		if d.rebuild != nil {
 			ds.Rebuild = d.rebuild.status()
 		}
-		if d.state != DiskHealthy {
+		if d.drain != nil {
+			ds.Drain = d.drain.status()
+		}
+		if d.draining && ds.State == DiskHealthy {
+			ds.State = DiskDraining
+		}
+		if d.state != DiskHealthy && d.state != DiskSpare {
 			s.State, s.Reason = "degraded", "a disk is "+string(d.state)
 		}
-		if !d.usable() {
+		if !d.open() {
 			ds.Free = 0
 		}
 		s.Disks = append(s.Disks, ds)

@@ -13,7 +13,7 @@ import (
 // A superblock is kept in four copies, written one after the other, so that a power cut leaves at least two of one kind.
 const (
 	superMagic   = "COFFERSB"
-	superVersion = 1
+	superVersion = 2 // 1: disks were never added, removed or kept as spares
 	superCopies  = 4
 	superStride  = 256 << 10 // bytes between copies
 	superSize    = 64 << 10  // bytes read and written per copy
@@ -37,7 +37,14 @@ const (
 	memberRebuilding memberState = 3
 	// out, and was being rebuilt when it left
 	memberOutHollow memberState = 4
+	// holds nothing, and takes the place of a disk that fails
+	memberSpare memberState = 5
+	// belongs to the array no more; the slot is empty
+	memberRetired memberState = 6
 )
+
+// counts reports whether the disk is one of those among which stripes are spread.
+func (m memberState) counts() bool { return m != memberSpare && m != memberRetired }
 
 // memberEntry is a row of the member table. The row's number is the disk's slot.
 type memberEntry struct {
@@ -46,6 +53,8 @@ type memberEntry struct {
 	extents uint32
 	since   uint64  // the epoch at which the state last changed
 	last    [8]byte // of a disk that is out: id of the epoch before, the last it took part in
+	// draining disks take no new bands, and what they hold is moved to others.
+	draining bool
 }
 
 // epoch is a period of writing by one process with one set of disks. Cut is the last packed stripe before it: whatever an
@@ -59,6 +68,7 @@ type epoch struct {
 
 // superblock is the description of an array as one of its disks holds it.
 type superblock struct {
+	version  uint16 // 0 counts as 1
 	array    diskID
 	disk     diskID
 	slot     int
@@ -73,6 +83,22 @@ type superblock struct {
 }
 
 func (s *superblock) epoch() epoch { return s.history[0] }
+
+// counted is how many members the array has whose loss parity has to bear.
+func (s *superblock) counted() (n int) {
+	for _, m := range s.members {
+		if m.state.counts() {
+			n++
+		}
+	}
+	return n
+}
+
+// confirms reports whether o is of a counted member, at a moment that s knows.
+func (s *superblock) confirms(o *superblock) bool {
+	return s.array == o.array && o.slot < len(s.members) && s.members[o.slot].id == o.disk && s.members[o.slot].state.counts() &&
+		s.knows(o.epoch(), o.slot)
+}
 
 // knows reports whether e is the superblock's epoch, one of its ancestors, or the one in which the disk in slot left.
 func (s *superblock) knows(e epoch, slot int) bool {
@@ -100,7 +126,7 @@ func (s *superblock) encode(copyNo int, key []byte) []byte {
 	b := make([]byte, superSize)
 	le := binary.LittleEndian
 	copy(b, superMagic)
-	le.PutUint16(b[8:], superVersion)
+	le.PutUint16(b[8:], max(s.version, 1))
 	b[10] = byte(copyNo)
 	b[11] = byte(s.slot)
 	copy(b[16:], s.array[:])
@@ -119,6 +145,9 @@ func (s *superblock) encode(copyNo int, key []byte) []byte {
 	for _, m := range s.members {
 		copy(b[p:], m.id[:])
 		b[p+16] = byte(m.state)
+		if m.draining {
+			b[p+17] = 1
+		}
 		le.PutUint32(b[p+20:], m.extents)
 		le.PutUint64(b[p+24:], m.since)
 		copy(b[p+32:], m.last[:])
@@ -154,8 +183,9 @@ func decodeSuperblock(b []byte, copyNo int) (*superblock, error) {
 		return nil, errSuperblock
 	}
 	le := binary.LittleEndian
-	if v := le.Uint16(b[8:]); v != superVersion {
-		return nil, fmt.Errorf("superblock version %d: this program reads %d", v, superVersion)
+	version := le.Uint16(b[8:])
+	if version < 1 || version > superVersion {
+		return nil, fmt.Errorf("superblock version %d: this program reads up to %d", version, superVersion)
 	}
 	n := int(le.Uint32(b[12:]))
 	if n < superFixed || n > len(b)-superTrailer {
@@ -165,7 +195,7 @@ func decodeSuperblock(b []byte, copyNo int) (*superblock, error) {
 	if !bytes.Equal(sum[:], b[n+32:n+64]) || int(b[10]) != copyNo {
 		return nil, errSuperblock
 	}
-	s := &superblock{slot: int(b[11])}
+	s := &superblock{version: version, slot: int(b[11])}
 	copy(s.array[:], b[16:])
 	copy(s.disk[:], b[32:])
 	s.geo = Geometry{Data: int(b[48]), Parity: int(b[49]), ExtentSize: int64(le.Uint64(b[56:]))}
@@ -180,9 +210,9 @@ func decodeSuperblock(b []byte, copyNo int) (*superblock, error) {
 	for range members {
 		var m memberEntry
 		copy(m.id[:], b[p:])
-		m.state = memberState(b[p+16])
+		m.state, m.draining = memberState(b[p+16]), b[p+17]&1 != 0
 		m.extents, m.since, m.last = le.Uint32(b[p+20:]), le.Uint64(b[p+24:]), [8]byte(b[p+32:])
-		if m.state < memberActive || m.state > memberOutHollow {
+		if m.state < memberActive || m.state > memberRetired {
 			return nil, errSuperblock
 		}
 		s.members = append(s.members, m)

@@ -36,6 +36,7 @@ const (
 	SurveyPresent    SurveyState = "present"    // has a superblock of the array
 	SurveyMissing    SurveyState = "missing"    // there is nothing
 	SurveyForeign    SurveyState = "foreign"    // has a superblock of another array
+	SurveyRetired    SurveyState = "retired"    // was a member of the array, and was removed
 	SurveyUnreadable SurveyState = "unreadable" // does not open, cannot be read, or has no valid superblock
 )
 
@@ -76,7 +77,9 @@ func Look(paths []string, id string) Survey {
 		case hex.EncodeToString(sb.array[:]) != s.ArrayID:
 			d.State, d.Reason = SurveyForeign, fmt.Sprintf("belongs to array %x", sb.array)
 		default:
-			d.State = SurveyPresent
+			if d.State = SurveyPresent; sb.members[sb.slot].state == memberRetired {
+				d.State, d.Reason = SurveyRetired, "removed from the array"
+			}
 			if head == nil || sb.epoch().num > head.epoch().num {
 				head = sb
 			}

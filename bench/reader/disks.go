@@ -29,7 +29,7 @@ type disk struct {
 
 type member struct {
 	disk    id
-	out     bool
+	state   byte
 	extents uint32
 	since   uint64
 	before  [8]byte
@@ -119,7 +119,7 @@ func open(paths []string, s secrets) (_ *array, err error) {
 	}
 	a.slots = make([]*disk, len(a.head.members))
 	for _, d := range disks {
-		if s := d.super; s != nil && s.array == a.head.array && a.head.knows(s) && a.head.members[s.slot].disk == s.disk && d.size >= s.size {
+		if s := d.super; s != nil && s.array == a.head.array && a.head.confirms(s) && d.size >= s.size {
 			a.slots[s.slot] = d
 		}
 	}
@@ -142,7 +142,7 @@ func openDisk(path string) (*disk, error) {
 			continue
 		}
 		n := le.Uint32(b[12:])
-		if string(b[:8]) != "COFFERSB" || le.Uint16(b[8:]) != 1 || int(b[10]) != i || n < 144 || n > 64<<10-64 {
+		if string(b[:8]) != "COFFERSB" || le.Uint16(b[8:]) < 1 || le.Uint16(b[8:]) > 2 || int(b[10]) != i || n < 144 || n > 64<<10-64 {
 			continue
 		}
 		if sum := sha256.Sum256(b[:n+32]); bytes.Equal(sum[:], b[n+32:n+64]) {
@@ -196,7 +196,7 @@ func parseSuper(b []byte) *super {
 	}
 	p := b[144:]
 	for range members {
-		s.members = append(s.members, member{id(p), p[16] == 2, le.Uint32(p[20:]), le.Uint64(p[24:]), [8]byte(p[32:])})
+		s.members = append(s.members, member{id(p), p[16], le.Uint32(p[20:]), le.Uint64(p[24:]), [8]byte(p[32:])})
 		p = p[40:]
 	}
 	for range epochs {
@@ -211,24 +211,37 @@ func parseSuper(b []byte) *super {
 func (s *super) knows(o *super) bool {
 	e := o.history[0]
 	if o.slot < len(s.members) {
-		if m := s.members[o.slot]; m.out && m.since == e.num+1 && m.before == e.id {
+		if m := s.members[o.slot]; (m.state == 2 || m.state == 4) && m.since == e.num+1 && m.before == e.id {
 			return true
 		}
 	}
 	return slices.ContainsFunc(s.history, func(h epoch) bool { return h.num == e.num && h.id == e.id })
 }
 
+// counts says whether the disk holds data: it is neither a spare nor retired.
+func (m member) counts() bool { return m.state != 5 && m.state != 6 }
+
+// confirms says whether o is of a disk that holds data of the array, and no stranger.
+func (s *super) confirms(o *super) bool {
+	return o.slot < len(s.members) && s.members[o.slot].disk == o.disk && s.members[o.slot].counts() && s.knows(o)
+}
+
 // choose finds the superblock that speaks for the array. That it could be a stale half is the operator's worry here.
 func choose(proven []*super) (*super, error) {
 	var head *super
 	for _, s := range proven {
-		known := 0
+		known, members := 0, 0
 		for _, o := range proven {
-			if s.knows(o) {
+			if s.confirms(o) {
 				known++
 			}
 		}
-		if known < len(s.members)-s.m {
+		for _, m := range s.members {
+			if m.counts() {
+				members++
+			}
+		}
+		if known < members-s.m {
 			continue
 		}
 		if head == nil || s.history[0].num > head.history[0].num {

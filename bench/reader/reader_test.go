@@ -294,6 +294,23 @@ func (w *writer) compare(t *testing.T, paths []string, s secrets) {
 	}
 }
 
+// removeDisk adds a disk and a spare, and drains another disk.
+func (w *writer) removeDisk(slot int) {
+	w.session(w.paths, "aes-256-gcm", func() {
+		for _, spare := range []bool{false, true} {
+			p := filepath.Join(w.dir, fmt.Sprint("added, spare ", spare))
+			w.check(engine.CreateFile(p, 64<<20))
+			_, err := w.array.Add(w.t.Context(), p, engine.AddOptions{Spare: spare})
+			w.check(err)
+		}
+		w.check(w.array.Remove(w.t.Context(), slot))
+		for slices.ContainsFunc(w.array.Status().Disks, func(d engine.DiskStatus) bool { return d.Slot == slot }) {
+			time.Sleep(10 * time.Millisecond)
+		}
+	})
+	w.paths[slot] = filepath.Join(w.dir, "added, spare false")
+}
+
 // TestSecondReader holds that the format documents are enough to read an array, with any two disks missing.
 func TestSecondReader(t *testing.T) {
 	w := newWriter(t)
@@ -318,6 +335,11 @@ func TestSecondReader(t *testing.T) {
 			paths = append(paths, filepath.Join(crashed, filepath.Base(p)))
 		}
 		w.compare(t, paths, secrets{"recovery": recovery})
+	})
+	t.Run("a disk added, one removed", func(t *testing.T) {
+		w.removeDisk(1)
+		left := append(slices.Clone(w.paths[:2]), w.paths[4:]...)
+		w.compare(t, left, secrets{"recovery": recovery})
 	})
 	t.Run("one missing, one overwritten", func(t *testing.T) {
 		f, err := os.OpenFile(w.paths[2], os.O_WRONLY, 0)

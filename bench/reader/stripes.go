@@ -91,7 +91,8 @@ type band struct {
 	num    uint64
 	epoch  uint64
 	packed bool
-	at     []place // by position
+	at     []place  // by position
+	since  []uint64 // by position: the number of the band or of the move that took the extent
 }
 
 // rot is where role 0 of a stripe lies.
@@ -101,7 +102,7 @@ func (b *band) rot(offset uint32) int {
 
 // scan reads the first block of all extents and keeps the bands that are not void.
 func (a *array) scan() error {
-	found, freed := map[uint64]*band{}, map[uint64]bool{}
+	found, freed, taken := map[uint64]*band{}, map[uint64]bool{}, map[place]uint64{}
 	for slot, m := range a.head.members {
 		if a.slots[slot] == nil {
 			continue
@@ -112,30 +113,30 @@ func (a *array) scan() error {
 			case c == nil || c.blocks != 1:
 			case c.kind == kindFreed && c.stripe == uint64(e):
 				freed[c.band] = true
+				taken[place{slot, e}] = max(taken[place{slot, e}], c.band, le.Uint64(c.payload[256:]))
 			case c.kind == kindPackedBand || c.kind == kindBulkBand:
 				if b := a.parseBand(c); b != nil && b.at[c.role] == (place{slot, e}) {
-					found[b.num] = b
+					for i, p := range b.at {
+						taken[p] = max(taken[p], b.since[i])
+					}
+					if o := found[b.num]; o == nil || slices.Max(b.since) > slices.Max(o.since) {
+						found[b.num] = b
+					}
 				}
 			}
 		}
 	}
-	// An extent belongs to the band with the highest number that claims it.
-	order, owner := make([]*band, 0, len(found)), map[place]bool{}
+	// An extent belongs to whoever took it last.
 	for _, b := range found {
-		order = append(order, b)
-	}
-	slices.SortFunc(order, func(x, y *band) int { return int(int64(y.num - x.num)) })
-	for _, b := range order {
 		void := freed[b.num]
-		for _, p := range b.at {
-			void = void || owner[p]
-			owner[p] = true
+		for i, p := range b.at {
+			void = void || taken[p] > b.since[i]
 		}
 		if !void {
 			a.bands = append(a.bands, b)
 		}
 	}
-	slices.Reverse(a.bands) // in the order in which they were opened
+	slices.SortFunc(a.bands, func(x, y *band) int { return int(int64(x.num - y.num)) }) // in the order in which they were opened
 	return nil
 }
 
@@ -150,6 +151,7 @@ func (a *array) parseBand(c *cell) *band {
 			return nil
 		}
 		b.at = append(b.at, p)
+		b.since = append(b.since, max(b.num, le.Uint64(c.payload[256+8*i:])))
 	}
 	return b
 }

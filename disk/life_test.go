@@ -1,0 +1,258 @@
+package disk
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"coffer/disk/internal/blockdev"
+)
+
+// until waits for a condition on the status.
+func until(t *testing.T, a *Array, what string, ok func(Status) bool) {
+	t.Helper()
+	for range 6000 {
+		if ok(a.Status()) {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Fatalf("%s: does not come about: %+v", what, a.Status())
+}
+
+// has reports whether a slot is among the disks of a status.
+func (s Status) has(slot int) bool {
+	return slices.ContainsFunc(s.Disks, func(d DiskStatus) bool { return d.Slot == slot })
+}
+
+// state is the state of a slot's disk, retired for none.
+func (s Status) state(slot int) DiskState {
+	for _, d := range s.Disks {
+		if d.Slot == slot {
+			return d.State
+		}
+	}
+	return DiskRetired
+}
+
+// TestAddAndRemove grows an array, drains a disk while others write, interrupted by a restart, and loses any two disks afterwards.
+func TestAddAndRemove(t *testing.T) {
+	f := newFileArray(t, 6, 4, 2, replaceSize)
+	w := newWritten()
+	a := f.open()
+	w.fill(t, a, 1)
+	for i := range uint64(8) { // several stripes to a band
+		if err := w.putBulk(a, 1<<30+i<<12, a.MaxStripeSegments()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := a.PlanRemoval(0); !errors.Is(err, ErrRemove) || !strings.Contains(err.Error(), "need 6 disks") {
+		t.Errorf("removal of one of as many disks as stripes are wide: %v", err)
+	}
+	fresh := f.newDiskFile("fresh", replaceSize)
+	slot, err := a.Add(t.Context(), fresh, AddOptions{})
+	if err != nil || slot != 6 {
+		t.Fatalf("add: slot %d, %v", slot, err)
+	}
+	f.paths = append(f.paths, fresh)
+	before := a.Status()
+	w.fill(t, a, 1000)
+	if s := a.Status(); s.State != "healthy" || s.Disks[6].Free == s.Disks[6].Extents {
+		t.Errorf("the new disk is not used: %s %+v", s.State, s.Disks[6])
+	}
+	a.SetRebuildRate(1) // it does not come far
+	if err := a.Remove(t.Context(), 2); err != nil {
+		t.Fatal(err)
+	}
+	if s := a.Status(); s.State != "healthy" || s.state(2) != DiskDraining || s.Disks[2].Drain == nil || s.Capacity >= before.Capacity {
+		t.Errorf("while it is drained: %s, capacity %d of %d, %+v", s.State, s.Capacity, before.Capacity, s.Disks[2])
+	}
+	if err := a.Remove(t.Context(), 3); !errors.Is(err, ErrRemove) {
+		t.Errorf("two at once: %v", err)
+	}
+	if err := a.Close(); err != nil {
+		t.Fatal(err)
+	}
+	f.state = &testState{}
+	a = f.open()
+	w.fill(t, a, 2000)
+	until(t, a, "drained", func(s Status) bool { return !s.has(2) })
+	if err := w.verify(a, f.state); err != nil {
+		t.Error(err)
+	}
+	if rep, err := a.Check(t.Context(), CheckOptions{}); err != nil || !rep.OK() {
+		t.Errorf("check: %+v, %v", rep, err)
+	}
+	w.fill(t, a, 3000)
+	if err := a.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if s := Look(f.paths, ""); s.Disks[2].State != SurveyRetired {
+		t.Errorf("what the disk says: %+v", s.Disks[2])
+	}
+	// With the retired disk in its place or not, any two others may go.
+	f.survives(w, 0, 1)
+	f.survives(w, 2, 5, 6)
+	f.survives(w, 3, 6)
+}
+
+// TestRemoveFailed: a disk that is not there is drained from parity, and its old self is not believed when it is back.
+func TestRemoveFailed(t *testing.T) {
+	f := newFileArray(t, 7, 4, 2, replaceSize)
+	w := newWritten()
+	a := f.open()
+	w.fill(t, a, 1)
+	if err := a.Close(); err != nil {
+		t.Fatal(err)
+	}
+	gone := f.paths[1]
+	f.paths = slices.Delete(f.paths, 1, 2)
+	f.state = &testState{}
+	a = f.open()
+	if err := a.Remove(t.Context(), 0); !errors.Is(err, ErrRemove) || !strings.Contains(err.Error(), "slot 1 is missing") {
+		t.Errorf("removal of another: %v", err)
+	}
+	if _, err := a.Add(t.Context(), f.newDiskFile("more", replaceSize), AddOptions{}); !errors.Is(err, ErrAdd) {
+		t.Errorf("add while a disk is missing: %v", err)
+	}
+	w.fill(t, a, 1000)
+	if err := a.Remove(t.Context(), 1); err != nil {
+		t.Fatal(err)
+	}
+	until(t, a, "drained", func(s Status) bool { return !s.has(1) && s.State == "healthy" })
+	if err := a.Close(); err != nil {
+		t.Fatal(err)
+	}
+	f.paths = append(f.paths, gone)
+	f.survives(w, 0, 1)
+	f.survives(w, 2, 3)
+}
+
+// TestKeep: a drain is ended half-way, and the disk is used again.
+func TestKeep(t *testing.T) {
+	f := newFileArray(t, 4, 2, 1, replaceSize)
+	w := newWritten()
+	a := f.open()
+	w.fill(t, a, 1)
+	a.SetRebuildRate(1)
+	if err := a.Remove(t.Context(), 3); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Keep(t.Context(), 3); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Keep(t.Context(), 3); !errors.Is(err, ErrRemove) {
+		t.Errorf("kept twice: %v", err)
+	}
+	w.fill(t, a, 1000)
+	if s := a.Status(); s.State != "healthy" || s.state(3) != DiskHealthy {
+		t.Errorf("%+v", s)
+	}
+	if err := a.Close(); err != nil {
+		t.Fatal(err)
+	}
+	f.survives(w, 3)
+	f.survives(w, 0)
+}
+
+// TestRemoveFull: a disk whose data finds no room elsewhere stays.
+func TestRemoveFull(t *testing.T) {
+	f := newFileArray(t, 4, 2, 1, superArea+20<<20)
+	w := newWritten()
+	a := f.open()
+	defer a.Close()
+	for i := uint64(0); ; i++ {
+		if err := w.putBulk(a, i<<12, a.MaxStripeSegments()); errors.Is(err, ErrFull) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := a.Remove(t.Context(), 0); !errors.Is(err, ErrRemove) || !strings.Contains(err.Error(), "add a disk first") {
+		t.Errorf("removal from a full array: %v", err)
+	}
+	if s := a.Status(); s.state(0) != DiskHealthy {
+		t.Errorf("after the refusal: %+v", s.Disks[0])
+	}
+}
+
+// TestSpare: a spare holds nothing, takes the place of a disk that is gone, and can be taken away.
+func TestSpare(t *testing.T) {
+	f := newFileArray(t, 6, 4, 2, replaceSize)
+	f.opt.SpareGrace = 300 * time.Millisecond
+	w := newWritten()
+	a := f.open()
+	w.fill(t, a, 1)
+	small, spare := f.newDiskFile("small", superArea+20<<20), f.newDiskFile("spare", replaceSize)
+	for _, p := range []string{small, spare} {
+		if _, err := a.Add(t.Context(), p, AddOptions{Spare: true}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.fill(t, a, 1000)
+	if s := a.Status(); s.State != "healthy" || s.state(7) != DiskSpare || s.Disks[7].Free != 0 {
+		t.Errorf("%s %+v", s.State, s.Disks[7])
+	}
+	if err := a.Replace(t.Context(), 7, f.newDiskFile("other", replaceSize), false); !errors.Is(err, ErrReplace) {
+		t.Errorf("a spare was replaced: %v", err)
+	}
+	if rep, err := a.Check(t.Context(), CheckOptions{}); err != nil || !rep.OK() {
+		t.Errorf("check: %+v, %v", rep, err)
+	}
+	if err := a.Close(); err != nil {
+		t.Fatal(err)
+	}
+	old := f.paths[3]
+	f.paths = append(slices.Delete(f.paths, 3, 4), small, spare)
+	f.state = &testState{}
+	a = f.open()
+	until(t, a, "spare used", func(s Status) bool { return s.State == "healthy" && !s.has(7) })
+	s := a.Status()
+	if i := slices.IndexFunc(s.Disks, func(d DiskStatus) bool { return d.Slot == 3 }); s.Disks[i].Path != spare {
+		t.Errorf("slot 3: %+v", s.Disks[i])
+	}
+	if err := w.verify(a, f.state); err != nil {
+		t.Error(err)
+	}
+	if err := a.Remove(t.Context(), 6); err != nil || a.Status().has(6) {
+		t.Errorf("spare not removed: %v", err)
+	}
+	w.fill(t, a, 2000)
+	if err := a.Close(); err != nil {
+		t.Fatal(err)
+	}
+	f.paths = append(f.paths, old)
+	f.survives(w, 0, 1)
+	f.survives(w, 2, 4)
+}
+
+// TestAddRefused: what must not become a member does not.
+func TestAddRefused(t *testing.T) {
+	f := newFileArray(t, 3, 2, 1, replaceSize)
+	other := newFileArray(t, 3, 2, 1, replaceSize)
+	a := f.open()
+	defer a.Close()
+	for _, c := range []struct {
+		what, path, text string
+		want             error
+	}{
+		{"of another array", other.paths[0], "member of array", ErrInUse},
+		{"of the array itself", f.paths[1], "in use", blockdev.ErrInUse},
+		{"too small", f.newDiskFile("small", superArea+2<<20), "extents", ErrAdd},
+		{"not there", filepath.Join(t.TempDir(), "none"), "no such file", os.ErrNotExist},
+	} {
+		for _, spare := range []bool{false, true} {
+			_, err := a.Add(t.Context(), c.path, AddOptions{Spare: spare})
+			if !errors.Is(err, c.want) || !strings.Contains(err.Error(), c.text) {
+				t.Errorf("%s, as spare %t: %v", c.what, spare, err)
+			}
+		}
+	}
+	if s := a.Status(); s.State != "healthy" || len(s.Disks) != 3 {
+		t.Errorf("after refusals: %+v", s)
+	}
+}
