@@ -196,6 +196,7 @@ type faults struct {
 	noFlush, noRepair, noVerify, noNonce, noLocation bool
 	noMark, noPin                                    bool // of freed bands
 	trustData, noInFlight                            bool // of scrubs: parity is made anew from unverified data; what is being written is judged
+	moveEarly, noPlaced                              bool // a band moves before its cells do; when extents were taken is not looked at
 	noShadow                                         bool // the simulated caller forgets deletions with the band that they lie in
 }
 

@@ -433,6 +433,9 @@ func (a *Array) moveBand(ctx context.Context, d *disk, r *rebuilding, b *band) e
 	if err != nil {
 		return err
 	}
+	if a.opt.faults.moveEarly {
+		return errors.Join(a.switchBand(ctx, b, moved, pos, to), a.copyMember(ctx, r, b, moved, pos, to))
+	}
 	if err := a.copyMember(ctx, r, b, moved, pos, to); err != nil {
 		a.giveBack(to, moved.members[pos].extent)
 		return err
@@ -567,8 +570,11 @@ func (a *Array) writeMove(ctx context.Context, b, moved *band, pos int, to *disk
 	}
 	var failed []*disk
 	for i, m := range moved.members {
+		a.mu.RLock()
 		o := a.slots()[m.slot]
-		if i == pos || !o.usable() {
+		skip := i == pos || !o.usable()
+		a.mu.RUnlock()
+		if skip {
 			continue
 		}
 		if e := a.rewriteBandHeader(context.WithoutCancel(ctx), moved, i, o); e != nil {
