@@ -407,12 +407,15 @@ func (a *Array) finishDrain(d *disk) error {
 			a.mu.Unlock()
 			return nil
 		}
-		d.drain, left = nil, true
+		left = true
 		a.mu.Unlock()
 		return a.leave(d)
 	})
 	if err == nil && left {
 		a.letGo(d)
+		a.mu.Lock()
+		d.drain = nil // from now on the slot is empty for everybody
+		a.mu.Unlock()
 	}
 	return err
 }
