@@ -364,9 +364,11 @@ func (a *appliance) noteMembers(st disk.Status) error {
 	var paths []string
 	unknown := false
 	for _, d := range st.Disks {
-		if d.Path != "" {
+		switch {
+		case d.State == disk.DiskRetired: // about to be closed
+		case d.Path != "":
 			paths = append(paths, d.Path)
-		} else {
+		default:
 			unknown = true
 		}
 	}

@@ -65,6 +65,13 @@ func (b *band) placedAt(pos int) uint64 {
 	return b.placed[pos]
 }
 
+// current reports whether the band is as it was found: not gone, and none of its members moved.
+func (a *Array) current(b *band) bool {
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	return a.bands[b.num] == b
+}
+
 // revision tells which of two members' tables of a band is the newer one.
 func (b *band) revision() uint64 {
 	if b.placed == nil {

@@ -270,6 +270,9 @@ func (p *pass) step(ctx context.Context, b *band, off uint32) (uint32, error) {
 		return p.a.geo.extentBlocks(), err
 	}
 	defer w.release()
+	if !p.a.current(b) {
+		return off, nil // a member has moved to another disk: what it left may be gone
+	}
 	return next, p.stripe(w)
 }
 
@@ -466,18 +469,29 @@ func (p *pass) repair(w *wholeStripe, ops []blockdev.Op) error {
 
 // bandHeader verifies the header block of a band on one member. Any one of them would do to find the band.
 func (p *pass) bandHeader(ctx context.Context, b *band, pos int) error {
+	refused, err := p.header(ctx, b, pos)
+	if err == nil && refused != nil {
+		err = p.a.log.fail([]*disk{refused})
+	}
+	return err
+}
+
+// header is bandHeader, and returns the disk if that refuses to be repaired.
+func (p *pass) header(ctx context.Context, b *band, pos int) (*disk, error) {
 	a, m := p.a, b.members[pos]
 	buf, err := a.meta.Get(ctx, BlockSize)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	var ops []blockdev.Op
 	defer func() { release(&buf, ops) }()
 	p.note(func(r *CheckReport) { r.Cells++ })
 	op, ok := a.op(b, pos, 0, 0, buf.Bytes()[:BlockSize])
 	if !ok {
-		p.count(m.slot, CellMissing)
-		return nil
+		if a.current(b) {
+			p.count(m.slot, CellMissing)
+		}
+		return nil, nil
 	}
 	d := a.slots()[m.slot]
 	look := func() (bool, error) {
@@ -490,7 +504,18 @@ func (p *pass) bandHeader(ctx context.Context, b *band, pos int) error {
 	}
 	good, err := look()
 	if err != nil {
-		return err
+		return nil, err
+	}
+	if !good {
+		// Unless it is that of a band which moves to another disk just now: no header is written while this is held.
+		a.lockGate()
+		defer a.gate.Unlock()
+		if !a.current(b) {
+			return nil, nil
+		}
+		if good, err = look(); err != nil {
+			return nil, err
+		}
 	}
 	v := CellGood
 	switch {
@@ -509,19 +534,19 @@ func (p *pass) bandHeader(ctx context.Context, b *band, pos int) error {
 	}
 	p.count(m.slot, v)
 	if v == CellGood || v == CellMissing {
-		return nil
+		return nil, nil
 	}
 	p.note(func(r *CheckReport) { r.fault("%s: band %x: its header is %s", d.path, b.num, v) })
 	if !p.opt.Repair {
-		return nil
+		return nil, nil
 	}
 	if err := a.rewriteBandHeader(ctx, b, pos, d); err != nil {
-		return a.log.fail([]*disk{d})
+		return d, nil
 	}
 	if good, err = look(); err == nil {
 		p.rewritten(m.slot, good, fmt.Sprintf("header of band %x", b.num))
 	}
-	return err
+	return nil, err
 }
 
 // superblocks verifies all copies on all disks.

@@ -197,6 +197,7 @@ type faults struct {
 	noMark, noPin                                    bool // of freed bands
 	trustData, noInFlight                            bool // of scrubs: parity is made anew from unverified data; what is being written is judged
 	noHold                                           bool // the memory of late reads is used again while they go on
+	moveEarly, noPlaced                              bool // a band moves before its cells do; when extents were taken is not looked at
 	noShadow                                         bool // the simulated caller forgets deletions with the band that they lie in
 }
 

@@ -407,12 +407,15 @@ func (a *Array) finishDrain(d *disk) error {
 			a.mu.Unlock()
 			return nil
 		}
-		d.drain, left = nil, true
+		left = true
 		a.mu.Unlock()
 		return a.leave(d)
 	})
 	if err == nil && left {
 		a.letGo(d)
+		a.mu.Lock()
+		d.drain = nil // from now on the slot is empty for everybody
+		a.mu.Unlock()
 	}
 	return err
 }
@@ -432,6 +435,9 @@ func (a *Array) moveBand(ctx context.Context, d *disk, r *rebuilding, b *band) e
 	to, moved, err := a.placeFor(b, pos)
 	if err != nil {
 		return err
+	}
+	if a.opt.faults.moveEarly {
+		return errors.Join(a.switchBand(ctx, b, moved, pos, to), a.copyMember(ctx, r, b, moved, pos, to))
 	}
 	if err := a.copyMember(ctx, r, b, moved, pos, to); err != nil {
 		a.giveBack(to, moved.members[pos].extent)
@@ -567,8 +573,11 @@ func (a *Array) writeMove(ctx context.Context, b, moved *band, pos int, to *disk
 	}
 	var failed []*disk
 	for i, m := range moved.members {
+		a.mu.RLock()
 		o := a.slots()[m.slot]
-		if i == pos || !o.usable() {
+		skip := i == pos || !o.usable()
+		a.mu.RUnlock()
+		if skip {
 			continue
 		}
 		if e := a.rewriteBandHeader(context.WithoutCancel(ctx), moved, i, o); e != nil {

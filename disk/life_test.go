@@ -230,6 +230,33 @@ func TestSpare(t *testing.T) {
 	f.survives(w, 2, 4)
 }
 
+// TestSpareOfFenced: a disk that refuses writes is replaced without a restart, though it is still there.
+func TestSpareOfFenced(t *testing.T) {
+	f := newFileArray(t, 4, 2, 1, replaceSize)
+	f.opt.SpareGrace = time.Second
+	w := newWritten()
+	a := f.open()
+	w.fill(t, a, 1)
+	spare := f.newDiskFile("spare", replaceSize)
+	if _, err := a.Add(t.Context(), spare, AddOptions{Spare: true}); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.log.fail(a.slots()[1:2]); err != nil {
+		t.Fatal(err)
+	}
+	if s := a.Status(); s.State != "degraded" || s.state(1) != DiskFenced || s.state(4) != DiskSpare {
+		t.Errorf("within the grace: %s %+v", s.State, s.Disks)
+	}
+	w.fill(t, a, 1000)
+	until(t, a, "spare used", func(s Status) bool { return s.State == "healthy" && s.Disks[1].Path == spare })
+	if err := a.Close(); err != nil {
+		t.Fatal(err)
+	}
+	f.paths = append(f.paths, spare) // the old one is there, too
+	f.survives(w, 0)
+	f.survives(w, 2)
+}
+
 // TestAddRefused: what must not become a member does not.
 func TestAddRefused(t *testing.T) {
 	f := newFileArray(t, 3, 2, 1, replaceSize)

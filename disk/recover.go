@@ -186,7 +186,7 @@ func (r *recovery) dropVoid() (void []*foundBand) {
 	for _, f := range all {
 		outlived := false // extents are taken only once they are free
 		for i, m := range f.members {
-			outlived = outlived || r.taken[m] > f.placedAt(i)
+			outlived = outlived || r.taken[m] > f.placedAt(i) || r.a.opt.faults.noPlaced && r.taken[m] > f.num
 		}
 		if r.freed[f.num] || outlived || r.forgotten(f) {
 			delete(r.found, f.num)

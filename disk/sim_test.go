@@ -24,6 +24,7 @@ var (
 	simSeed  = flag.Uint64("seed", 0, "replay this one seed of the simulation")
 	simSeeds = flag.Int("seeds", 2000, "how many seeds to simulate")
 	simFrom  = flag.Uint64("from", 1, "the first seed")
+	simChurn = flag.Bool("churn", false, "change the set of disks often in the simulation")
 	simTrace = flag.Bool("show", false, "print what happens in the simulation")
 )
 
@@ -91,6 +92,8 @@ func TestSimulationCatchesBugs(t *testing.T) {
 		f     faults
 		kinds blockdev.FaultKind // what the bug is blind to, to meet it soon
 	}{
+		{"moveearly", faults{moveEarly: true}, simKinds},
+		{"noplaced", faults{noPlaced: true}, simKinds},
 		{"nomark", faults{noMark: true}, simKinds},
 		{"nopin", faults{noPin: true}, simKinds},
 		{"trustdata", faults{trustData: true}, simKinds},
@@ -395,6 +398,10 @@ func (s *sim) act() {
 	if s.kinds != simKinds && !s.hurt && s.rng.IntN(4) == 0 && len(s.suspect) > 0 {
 		s.hurt = true
 		s.fault()
+	}
+	if (*simChurn || s.bugs.moveEarly) && s.rng.IntN(6) == 0 {
+		s.member()
+		return
 	}
 	switch r := s.rng.IntN(25); {
 	case r == 24 && s.rng.IntN(3) == 0:

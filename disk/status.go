@@ -102,7 +102,7 @@ func (a *Array) Status() Status {
 	}
 	var extents int64
 	for _, d := range a.slots() {
-		if d.role == roleNone {
+		if d.role == roleNone && d.drain == nil { // else its device is still open
 			continue
 		}
 		ds := DiskStatus{
@@ -129,7 +129,7 @@ func (a *Array) Status() Status {
 		if d.draining && ds.State == DiskHealthy {
 			ds.State = DiskDraining
 		}
-		if d.state != DiskHealthy && d.state != DiskSpare {
+		if d.state != DiskHealthy && d.state != DiskSpare && d.state != DiskRetired {
 			s.State, s.Reason = "degraded", "a disk is "+string(d.state)
 		}
 		if !d.open() {
