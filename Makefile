@@ -60,6 +60,8 @@ fuzz: ## run each fuzz target for FUZZTIME (5s)
 		done; \
 	done
 
+# The long form also runs the daemon on disks that log their writes, fail or are slow.
+soak: TESTTOOLS += qemu-storage-daemon=qemu-system-common nbdkit=nbdkit nbdfuse=libnbd-bin losetup=mount cmp=diffutils
 soak: build test-tools ## the long form of the tests: hours
 	COFFER_SOAK=1 $(GO) test -count 1 -timeout 6h ./...
 	@set -e; for d in $(NESTED); do echo "== $$d"; (cd $$d && COFFER_SOAK=1 $(GO) test -timeout 6h); done

@@ -391,54 +391,79 @@ func TestConcurrent(t *testing.T) {
 	f.checkReplay()
 }
 
-// race has workers do as many operations each.
+// race has workers do as many operations each, and holds that what they did can be put in an order.
 func race(t *testing.T, f *fixture, ops int) {
+	const keys = 4
 	ctx := t.Context()
 	var wg sync.WaitGroup
 	body := func(k, salt int) []byte { return pattern(1000+k*90000, byte(salt)) }
+	seen := &accesses{byKey: map[string][]access{}}
+	read := func(k int) {
+		key, began := fmt.Sprint("k", k), seen.now()
+		got, err := f.read(key, GetOptions{})
+		switch {
+		case errors.Is(err, ErrNoSuchKey):
+			seen.note(key, began, false, absent)
+		case err != nil || !bytes.Equal(got, body(k, int(got[0]))):
+			t.Errorf("read %d bytes: %v", len(got), err)
+		default:
+			seen.note(key, began, false, int(got[0]))
+		}
+	}
+	for k := range keys {
+		read(k)
+	}
 	for w := range 6 {
 		wg.Go(func() {
 			r := rand.New(rand.NewPCG(uint64(w), 2))
 			for range ops {
-				k := r.IntN(4)
+				k, salt := r.IntN(keys), r.IntN(256)
 				key := fmt.Sprint("k", k)
+				began := seen.now()
 				switch r.IntN(6) {
 				case 0, 1:
-					b := body(k, r.IntN(256))
+					b := body(k, salt)
 					if _, err := f.Put(ctx, "b", key, bytes.NewReader(b), PutOptions{Size: int64(len(b))}); err != nil {
 						t.Error(err)
 					}
+					seen.note(key, began, true, salt)
 				case 2:
 					if err := f.Delete(ctx, "b", key, Conditions{}); err != nil {
 						t.Error(err)
 					}
+					seen.note(key, began, true, absent)
 				case 3:
-					if err := raceUpload(ctx, f, key, body(k, r.IntN(256))); err != nil {
+					completed, err := raceUpload(ctx, f, key, body(k, salt))
+					if err != nil {
 						t.Error(err)
 					}
+					if completed {
+						seen.note(key, began, true, salt)
+					}
 				default:
-					got, err := f.read(key, GetOptions{})
-					if errors.Is(err, ErrNoSuchKey) {
-						continue
-					}
-					if err != nil || !bytes.Equal(got, body(k, int(got[0]))) {
-						t.Errorf("read %d bytes: %v", len(got), err)
-					}
+					read(k)
 				}
 			}
 		})
 	}
 	wg.Wait()
+	for k := range keys {
+		read(k)
+	}
+	if !t.Failed() {
+		seen.check(t)
+	}
 }
 
-func raceUpload(ctx context.Context, f *fixture, key string, b []byte) error {
+// raceUpload completes an upload twice and aborts it at the same time, and reports whether it was completed.
+func raceUpload(ctx context.Context, f *fixture, key string, b []byte) (completed bool, err error) {
 	u, err := f.CreateUpload(ctx, "b", key, UploadOptions{})
 	if err != nil {
-		return err
+		return false, err
 	}
 	p, err := f.PutPart(ctx, "b", key, u.ID, 1, bytes.NewReader(b), PartOptions{Size: int64(len(b))})
 	if err != nil {
-		return err
+		return false, err
 	}
 	var wg sync.WaitGroup
 	errs := make([]error, 3)
@@ -449,13 +474,16 @@ func raceUpload(ctx context.Context, f *fixture, key string, b []byte) error {
 			} else {
 				_, errs[i] = f.CompleteUpload(ctx, "b", key, u.ID, claim(p))
 			}
-			if errors.Is(errs[i], ErrNoSuchUpload) {
-				errs[i] = nil // another one ended it, and perhaps another object has taken its place
-			}
 		})
 	}
 	wg.Wait()
-	return errors.Join(errs...)
+	completed = errs[0] == nil || errs[1] == nil
+	for i, err := range errs {
+		if errors.Is(err, ErrNoSuchUpload) {
+			errs[i] = nil // another one ended it, and perhaps another object has taken its place
+		}
+	}
+	return completed, errors.Join(errs...)
 }
 
 // TestDeleteBucketRace holds that a bucket is never deleted with an object in it.

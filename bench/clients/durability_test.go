@@ -230,12 +230,7 @@ func (d *drill) round(rng *rand.Rand, after time.Duration, writers map[string]wr
 			_ = w(ctx, rand.New(seed), name)
 		})
 	}
-	for deadline := time.Now().Add(startTimeout); d.l.acknowledged() < before+leastAcks; time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			d.t.Errorf("fewer than %d acknowledgements in %v", leastAcks, startTimeout)
-			break
-		}
-	}
+	d.awaitAcks(leastAcks)
 	time.Sleep(after)
 	d.s.kill()
 	cancel() // the clients that would still try to reach it
@@ -477,4 +472,35 @@ func TestDisksOverwrittenWhileServing(t *testing.T) {
 	d.s.start()
 	d.l.verify(t, d.s, drillBucket, "restarted on two overwritten disks")
 	d.s.stop()
+}
+
+// load runs small and bulk writers while f runs.
+func (d *drill) load(rng *rand.Rand, f func()) {
+	d.t.Helper()
+	ctx, cancel := context.WithCancel(d.t.Context())
+	defer cancel()
+	var wg sync.WaitGroup
+	for name, w := range map[string]writer{"small-1": d.small, "small-2": d.small, "small-3": d.small, "bulk": d.bulk} {
+		seed := rand.NewPCG(rng.Uint64(), rng.Uint64())
+		wg.Go(func() {
+			if err := w(ctx, rand.New(seed), name); err != nil && !isFull(err) {
+				d.t.Errorf("client %s: %v", name, err)
+			}
+		})
+	}
+	f()
+	cancel()
+	wg.Wait()
+}
+
+// awaitAcks waits until n more writes were acknowledged.
+func (d *drill) awaitAcks(n int64) {
+	d.t.Helper()
+	before := d.l.acknowledged()
+	for deadline := time.Now().Add(startTimeout); d.l.acknowledged() < before+n; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			d.t.Errorf("fewer than %d acknowledgements in %v", n, startTimeout)
+			return
+		}
+	}
 }

@@ -135,40 +135,65 @@ func readObject(ctx context.Context, c *s3.Client, bucket, key string) (content,
 	return content{sum: [sha256.Size]byte(h.Sum(nil)), size: n}, nil
 }
 
+// clone is what the ledger says now.
+func (l *ledger) clone() *ledger {
+	c := &ledger{acked: maps.Clone(l.acked), pending: map[string][]content{}, acks: l.acks}
+	for k, p := range l.pending {
+		c.pending[k] = slices.Clone(p)
+	}
+	return c
+}
+
 // verify reads everything: each key holds one of its allowed contents, and the list names exactly the keys that are there, with their
 // sizes. From then on what was seen is what must stay.
 func (l *ledger) verify(t *testing.T, s *server, bucket, when string) {
 	t.Helper()
+	keys, listed, faults := l.compare(t.Context(), s, bucket)
+	for _, f := range faults {
+		t.Errorf("%s: %s", when, f)
+	}
+	counts.add("objects verified after a fault", int64(keys))
+	t.Logf("%s: %d keys verified, %d listed", when, keys, listed)
+	if t.Failed() {
+		t.FailNow()
+	}
+}
+
+// compare is verify, and returns what is wrong.
+func (l *ledger) compare(ctx context.Context, s *server, bucket string) (verified, inList int, faults []string) {
 	c := newSDK(s)
 	listed := map[string]int64{}
-	if err := sdkObjects(t.Context(), c, bucket, func(o types.Object) error {
+	if err := sdkObjects(ctx, c, bucket, func(o types.Object) error {
 		listed[aws.ToString(o.Key)] = aws.ToInt64(o.Size)
 		return nil
 	}); err != nil {
-		t.Fatalf("%s: list: %v", when, err)
+		return 0, 0, []string{fmt.Sprintf("list: %v", err)}
+	}
+	var mu sync.Mutex
+	wrong := func(format string, args ...any) {
+		mu.Lock()
+		defer mu.Unlock()
+		faults = append(faults, fmt.Sprintf(format, args...))
 	}
 	keys := l.keys()
 	for k := range listed {
 		if _, found := slices.BinarySearch(keys, k); !found {
-			t.Errorf("%s: %q is listed and was never written", when, k)
+			wrong("%q is listed and was never written", k)
 		}
 	}
-	var mu sync.Mutex
 	var g errgroup.Group
 	g.SetLimit(16)
 	for _, key := range keys {
 		g.Go(func() error {
-			got, err := readObject(t.Context(), c, bucket, key)
-			mu.Lock()
-			defer mu.Unlock()
+			got, err := readObject(ctx, c, bucket, key)
 			size, isListed := listed[key]
 			switch allowed := l.allowed(key); {
 			case err != nil:
-				t.Errorf("%s: get %q: %v", when, key, err)
+				wrong("get %q: %v", key, err)
 			case !slices.Contains(allowed, got):
-				t.Errorf("%s: %q is %v, want one of %v", when, key, got, allowed)
+				wrong("%q is %v, want one of %v", key, got, allowed)
 			case isListed == got.gone, isListed && size != got.size:
-				t.Errorf("%s: %q is %v, and the list says %v, %d bytes", when, key, got, isListed, size)
+				wrong("%q is %v, and the list says %v, %d bytes", key, got, isListed, size)
 			default:
 				l.mu.Lock()
 				l.acked[key] = got
@@ -179,9 +204,5 @@ func (l *ledger) verify(t *testing.T, s *server, bucket, when string) {
 		})
 	}
 	g.Wait()
-	counts.add("objects verified after a fault", int64(len(keys)))
-	t.Logf("%s: %d keys verified, %d listed", when, len(keys), len(listed))
-	if t.Failed() {
-		t.FailNow()
-	}
+	return len(keys), len(listed), faults
 }

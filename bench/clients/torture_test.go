@@ -3,10 +3,10 @@ package clients
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"math/rand/v2"
 	"os"
@@ -27,6 +27,8 @@ import (
 
 // media is what the disks of a torture lie on.
 type media interface {
+	// paths are where the disks are, or were before they were taken down.
+	paths() []string
 	// file is where the bytes of the disk at path lie, to be hurt.
 	file(path string) string
 	// attach brings the disks up for a start of the daemon, and detach takes them down after its end.
@@ -34,11 +36,14 @@ type media interface {
 	detach()
 	// blank makes a disk for path, which takes the place of another.
 	blank(path string)
+	// drop removes a disk for good.
+	drop(path string)
 }
 
 // files are disks that are files themselves.
 type files struct{ t *torture }
 
+func (f files) paths() []string       { return f.t.s.disks() }
 func (files) file(path string) string { return path }
 func (files) attach()                 {}
 func (files) detach()                 {}
@@ -49,6 +54,12 @@ func (f files) blank(path string) {
 		err = errors.Join(syscall.Fallocate(int(file.Fd()), 0, 0, f.t.size), file.Close())
 	}
 	if err != nil {
+		f.t.t.Fatal(err)
+	}
+}
+
+func (f files) drop(path string) {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		f.t.t.Fatal(err)
 	}
 }
@@ -244,7 +255,7 @@ func (d *torture) lookShared(when string, died time.Duration) {
 
 // live are the paths at which disks are now.
 func (d *torture) live() (paths []string) {
-	for _, p := range d.s.disks() {
+	for _, p := range d.media.paths() {
 		if !d.gone[p] {
 			paths = append(paths, p)
 		}
@@ -385,22 +396,6 @@ func (d *torture) end(rng *rand.Rand) {
 	d.media.detach()
 }
 
-type diskState struct {
-	Slot        int
-	Path, State string
-	Reason      string
-}
-
-func (d *torture) status() (disks []diskState) {
-	d.t.Helper()
-	code, b := d.s.adminGet(d.t.Context(), "/array/status")
-	var st struct{ Disks []diskState }
-	if err := json.Unmarshal(b, &st); err != nil || code != 200 {
-		d.t.Fatalf("array status: %d %q: %v", code, b, err)
-	}
-	return st.Disks
-}
-
 // array runs a command of `coffer array` on the data directory.
 func (d *torture) array(verb string, args ...string) (out string, code int) {
 	out, err := d.s.coffer(append([]string{"array", verb, "--data", d.s.dir, "--config", d.s.config}, args...)...)
@@ -436,7 +431,7 @@ func (d *torture) mend(rng *rand.Rand) {
 		}
 		d.start()
 	}
-	for _, s := range d.status() {
+	for _, s := range d.s.status() {
 		if s.State == "healthy" || s.State == "suspect" || s.State == "rebuilding" {
 			continue
 		}
@@ -447,6 +442,7 @@ func (d *torture) mend(rng *rand.Rand) {
 			d.t.Fatal(err)
 		}
 		delete(d.gone, p)
+		d.media.drop(p)
 	}
 	clear(d.cut)
 	d.s.waitHealthy()
@@ -484,7 +480,7 @@ func (d *torture) addDisk() string {
 func (d *torture) dropDisks() {
 	d.t.Helper()
 	members := map[string]bool{}
-	for _, s := range d.status() {
+	for _, s := range d.s.status() {
 		members[s.Path] = true
 	}
 	all, err := filepath.Glob(filepath.Join(d.s.dir, "disks", "*"))
@@ -493,9 +489,7 @@ func (d *torture) dropDisks() {
 	}
 	for _, p := range all {
 		if !members[p] && !d.gone[p] {
-			if err := os.Remove(p); err != nil {
-				d.t.Fatal(err)
-			}
+			d.media.drop(p)
 		}
 	}
 }
@@ -535,18 +529,13 @@ func (d *torture) round(rng *rand.Rand, n int, longest time.Duration, writers ma
 			d.corrupt(rng, v)
 		}
 	} else if rng.IntN(4) == 0 && len(victims) < hurtDisks {
-		s := d.status()[rng.IntN(len(d.s.disks()))]
+		s := d.s.status()[rng.IntN(len(d.live()))]
 		if !slices.Contains(victims, s.Path) {
 			// A kill may meet the rebuild: until it has ended the disk counts as lost.
 			d.replace(s.Slot, s.Path, "is "+s.State+", beside clients")
 		}
 	}
-	for deadline := time.Now().Add(startTimeout); d.l.acknowledged() < before+leastAcks; time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			d.t.Errorf("fewer than %d acknowledgements in %v", leastAcks, startTimeout)
-			break
-		}
-	}
+	d.awaitAcks(leastAcks)
 	time.Sleep(time.Duration(rng.Int64N(int64(longest))))
 	acked := d.l.acknowledged() - before
 	d.dying.Store(true)
@@ -576,11 +565,12 @@ func (d *torture) round(rng *rand.Rand, n int, longest time.Duration, writers ma
 	}
 }
 
-// newTorture begins a torture on a server whose disks have size bytes.
-func newTorture(t *testing.T, s *server, size int64) *torture {
+// begin makes what the clients of a torture start from.
+func (d *torture) begin(m media) {
+	t, s := d.t, d.s
 	t.Helper()
-	d := &torture{drill: &drill{t: t, s: s, l: newLedger(), uploads: map[string]pendingUpload{}}, h: newHistory(), size: size, gone: map[string]bool{}, cut: map[string]bool{}}
-	d.media = files{d}
+	d.l, d.uploads, d.h = newLedger(), map[string]pendingUpload{}, newHistory()
+	d.gone, d.cut, d.media = map[string]bool{}, map[string]bool{}, m
 	if err := (awsSDK{}).makeBucket(t.Context(), s, drillBucket); err != nil {
 		t.Fatal(err)
 	}
@@ -596,7 +586,6 @@ func newTorture(t *testing.T, s *server, size int64) *torture {
 		}
 		d.h.sent(etagOf(b), b)
 	}
-	return d
 }
 
 // run tortures for a time and looks at everything once more from the disks alone.
@@ -633,5 +622,82 @@ func TestTorture(t *testing.T) {
 	} else {
 		t.Parallel()
 	}
-	newTorture(t, newServer(t, diskMiB), int64(diskMiB)<<20).run(lasting, longest)
+	d := &torture{drill: &drill{t: t, s: newServer(t, diskMiB)}, size: int64(diskMiB) << 20}
+	d.begin(files{d})
+	d.run(lasting, longest)
+}
+
+// loopMedia are disks that are block devices on files.
+type loopMedia struct {
+	t     *torture
+	loops *loops
+	files map[string]string // by path
+}
+
+func (l *loopMedia) paths() []string         { return slices.Sorted(maps.Keys(l.files)) }
+func (l *loopMedia) file(path string) string { return l.files[path] }
+
+func (l *loopMedia) attach() {
+	for path, file := range l.files {
+		if _, on := l.loops.devs[path]; !on && !l.t.gone[path] {
+			l.loops.attach(path, file)
+		}
+	}
+}
+
+func (l *loopMedia) detach() {
+	for path := range l.loops.devs {
+		l.loops.detach(path)
+	}
+}
+
+// blank makes a file, and a device on it at once: the daemon runs.
+func (l *loopMedia) blank(path string) {
+	l.make(path)
+	l.loops.attach(path, l.files[path])
+}
+
+func (l *loopMedia) make(path string) {
+	l.t.t.Helper()
+	f := filepath.Join(filepath.Dir(l.t.s.dir), filepath.Base(path)+".file")
+	l.t.s.write(f, nil)
+	if err := os.Truncate(f, l.t.size); err != nil {
+		l.t.t.Fatal(err)
+	}
+	l.files[path] = f
+}
+
+func (l *loopMedia) drop(path string) {
+	l.t.t.Helper()
+	if _, on := l.loops.devs[path]; on {
+		l.loops.detach(path)
+	}
+	if err := os.Remove(l.files[path]); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		l.t.t.Fatal(err)
+	}
+	delete(l.files, path)
+}
+
+// TestTortureBlockDevices is TestTorture in short, on block devices.
+func TestTortureBlockDevices(t *testing.T) {
+	if why := noLoops(); why != "" {
+		counts.skip(t, why)
+	}
+	lasting, size := time.Duration(0), int64(512<<20)
+	if soak {
+		lasting, size = 3*time.Minute, 1<<30
+	} else {
+		t.Parallel()
+	}
+	s := prepareServer(t, "", "COFFER_ROOT_ACCESS_KEY=blocks", "COFFER_ROOT_SECRET_KEY=blocks-secret")
+	d := &torture{drill: &drill{t: t, s: s}, size: size}
+	m := &loopMedia{t: d, loops: newLoops(t), files: map[string]string{}}
+	t.Cleanup(s.kill) // before the devices go
+	for i := range 6 {
+		m.make(s.diskPath(i))
+	}
+	m.attach()
+	s.createOn(8)
+	d.begin(m)
+	d.run(lasting, 500*time.Millisecond)
 }
