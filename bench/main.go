@@ -54,7 +54,7 @@ var suites = []suite{
 	{"4 KiB durable puts against a lone durable append loop",
 		[]string{"puts/store/1", "puts/store/64", "puts/store/256", "puts/array/1", "puts/array/64", "puts/array/256"}, (*bench).puts},
 	{"an index of many objects", []string{"scale"}, (*bench).scale},
-	{"4 KiB gets, allocations", []string{"small/get", "small/allocs"}, (*bench).small},
+	{"4 KiB gets, allocations", []string{"small/read", "small/get", "small/allocs"}, (*bench).small},
 }
 
 func main() {

@@ -102,6 +102,7 @@ type bedOptions struct {
 	memory bool
 	cipher hw.Primitive // of the store
 	bare   bool         // no store above: records are counted and forgotten
+	state  disk.State   // what takes the records instead of a store, if not nil
 }
 
 // bed is a fresh array with a store above it.
@@ -143,7 +144,10 @@ func (r *rig) open(ctx context.Context, o bedOptions) (_ *bed, err error) {
 		return nil, err
 	}
 	state := disk.State(forget{})
-	if !o.bare {
+	switch {
+	case o.state != nil:
+		state = o.state
+	case !o.bare:
 		b.store, err = object.New(object.Options{IndexDir: filepath.Join(b.dir, "index"), Keys: b.keys, Crypto: r.crypto, Cipher: o.cipher})
 		if err != nil {
 			return nil, errors.Join(err, set.Close())

@@ -3,15 +3,20 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os/exec"
 	"runtime"
+	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
+	"coffer/disk"
 	"coffer/object"
 )
 
@@ -20,6 +25,11 @@ const getReaders = 32
 
 // small measures 4 KiB objects.
 func (b *bench) small(ctx context.Context) error {
+	if b.opt.wants("small/read") {
+		if err := b.smallReads(ctx); err != nil {
+			return err
+		}
+	}
 	if b.opt.wants("small/get") {
 		if err := b.smallGets(ctx); err != nil {
 			return err
@@ -29,6 +39,110 @@ func (b *bench) small(ctx context.Context) error {
 		return b.allocations(ctx)
 	}
 	return nil
+}
+
+// records is the state of an array of which only the places of records matter.
+type records struct {
+	forget
+	mu   sync.Mutex
+	locs []disk.Loc
+}
+
+func (r *records) Apply(_ disk.Position, entries []disk.Entry) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, e := range entries {
+		r.locs = append(r.locs, e.Data)
+	}
+	return nil
+}
+
+// smallReads compares reads of 4 KiB through the engine alone with plain ones and, where it is installed, with fio.
+func (b *bench) smallReads(ctx context.Context) (err error) {
+	state := &records{}
+	bed, err := b.rig.open(ctx, bedOptions{state: state})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, bed.close()) }()
+	data := make([]byte, smallObject)
+	err = parallel(64, pick(b, 40000, 1000), func(int) error {
+		_, err := bed.array.Append(ctx, disk.Record{Body: []byte("a record"), Data: data})
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	var read, plain, fio []float64
+	var cpu, plainCPU []time.Duration
+	reads := func() error {
+		var n atomic.Int64
+		s, err := timed(func() error {
+			return b.readFor(func() error {
+				n.Add(1)
+				v, err := bed.array.ReadPacked(ctx, state.locs[rand.IntN(len(state.locs))])
+				if err == nil {
+					v.Release()
+				}
+				return err
+			})
+		})
+		read = append(read, s.perSecond(float64(n.Load())))
+		cpu = append(cpu, s.cpu/time.Duration(n.Load()))
+		return err
+	}
+	plainly := func() (err error) {
+		p, err := openPlain(b.rig.paths[0])
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, p.close()) }()
+		n := 0
+		s, err := timed(func() (err error) {
+			n, err = p.readRandomly(getReaders, b.span(800*time.Millisecond), b.rig.size)
+			return err
+		})
+		plain = append(plain, s.perSecond(float64(n)))
+		plainCPU = append(plainCPU, s.cpu/time.Duration(max(n, 1)))
+		return err
+	}
+	tools := []func() error{reads, plainly}
+	if _, err := exec.LookPath("fio"); err == nil {
+		tools = append(tools, func() error {
+			n, err := fioReads(ctx, b.rig.paths[0], b.span(800*time.Millisecond))
+			fio = append(fio, n)
+			return err
+		})
+	}
+	if err := byTurns(b.opt.rounds, tools...); err != nil {
+		return err
+	}
+	b.add(result{What: fmt.Sprintf("4 KiB reads, %d readers : plain 4 KiB reads", getReaders), A: rate(median(read)), B: rate(median(plain)),
+		Ratio: median(ratios(read, plain)),
+		Note:  fmt.Sprintf("CPU %v against %v a read", median(cpu).Round(100*time.Nanosecond), median(plainCPU).Round(100*time.Nanosecond))})
+	if len(fio) > 0 {
+		b.add(result{What: fmt.Sprintf("4 KiB reads, %d readers : fio, depth %[1]d", getReaders), A: rate(median(read)), B: rate(median(fio)),
+			Ratio: median(ratios(read, fio)), Target: 0.8})
+	}
+	return nil
+}
+
+// fioReads is how many random reads of 4 KiB fio does a second, with io_uring and huge pages as the engine.
+func fioReads(ctx context.Context, paths []string, d time.Duration) (float64, error) {
+	cmd := exec.CommandContext(ctx, "fio", "--name=read", "--filename="+strings.Join(paths, ":"), "--rw=randread", "--bs=4k", "--direct=1",
+		"--ioengine=io_uring", fmt.Sprintf("--iodepth=%d", getReaders), "--thread", "--mem=mmap", "--time_based",
+		fmt.Sprintf("--runtime=%dms", d.Milliseconds()), "--output-format=json")
+	out, err := cmd.Output()
+	if err != nil {
+		return 0, fmt.Errorf("run fio: %w", err)
+	}
+	var doc struct {
+		Jobs []struct{ Read struct{ IOPS float64 } }
+	}
+	if err := json.Unmarshal(out, &doc); err != nil || len(doc.Jobs) != 1 {
+		return 0, fmt.Errorf("read fio's answer: %d jobs: %w", len(doc.Jobs), err)
+	}
+	return doc.Jobs[0].Read.IOPS, nil
 }
 
 // smallGets compares reads per second with plain random reads of the same size, as many at once.

@@ -53,7 +53,7 @@ func newArrayCommand(e env) *cobra.Command {
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(newCreateCommand(e), newStatusCommand(e), newCheckCommand(e), newScrubCommand(e), newRebuildCommand(e),
-		newReplaceCommand(e), newAddCommand(e), newRemoveCommand(e), newIdentifyCommand(e), newEraseCommand(e), newExportCommand(e))
+		newReplaceCommand(e), newAddCommand(e), newRemoveCommand(e), newIdentifyCommand(e), newEraseCommand(e), newExportCommand(e), newQualifyCommand(e))
 	return cmd
 }
 

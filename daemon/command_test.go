@@ -63,6 +63,14 @@ func TestCommandLine(t *testing.T) {
 		{"array check --data absent", exitFailure, ``, `no array: create one`},
 		{"array scrub --data absent", exitFailure, ``, `no array: create one`},
 		{"array scrub --data absent --status", exitFailure, ``, `no array: create one`},
+		{"array qualify --help", exitOK, `too fast to be true`, ``},
+		{"array qualify", exitUsage, ``, `one argument wanted`},
+		{"array qualify absent.img", exitFailure, ``, `absent.img: no such file`},
+		{"array qualify short.img", exitFailure, ``, `too few to measure`},
+		{"array qualify disk.img --write --dry-run", exitOK, `disk.img would be overwritten
+$`, ``},
+		{"array qualify disk.img --duration 1ms", exitOK, `(?s)sequential read .*over 64 ms
+$`, `measuring random reads`},
 		{"array scrub --help", exitOK, `misdirected  what belongs elsewhere`, ``},
 		{"array scrub --pause --now", exitUsage, ``, `--pause goes with none of`},
 		{"array scrub --status --resume", exitUsage, ``, `--status changes nothing`},

@@ -1,0 +1,143 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"coffer/disk"
+)
+
+const qualifyHelp = `Qualify measures the disk DEV as fio and Aerospike's ACT do: sequential bandwidth in blocks of 1 MiB, random
+I/O of 4 KiB at several depths with its latencies, and how many small reads take more than 1, 8 and 64 ms
+beside a stream of large blocks. It only reads, unless --write is given.
+
+With --write it measures writes and flushes too, and says whether the write cache tells the truth: a disk
+that rewrites one place durably faster than its medium can has acknowledged what a power cut would lose.
+The verdict is "plausible", "too fast to be true" or "write-through", when the disk claims to have no
+volatile cache. A file is judged by the disk that it lies on.
+
+--write destroys what DEV holds. A member of an array, and a disk with a filesystem or partition table, is
+refused; wipe it first (wipefs -a) if it is really to go. A disk in use is refused in any case: stop the
+daemon to measure a member.
+
+Exit code 3 if the write cache is too fast to be true.`
+
+func newQualifyCommand(e env) *cobra.Command {
+	var opt disk.QualifyOptions
+	var asJSON, dryRun, yes bool
+	cmd := &cobra.Command{
+		Use:   "qualify DEV",
+		Short: "Measure a disk, and whether its write cache lies",
+		Long:  qualifyHelp,
+		Example: `  coffer array qualify /dev/sdb
+  coffer array qualify /dev/sdb --write --dry-run
+  coffer array qualify /dev/sdb --write --yes --json | jq .write_cache`,
+		Args: cobra.MatchAll(func(_ *cobra.Command, args []string) error {
+			if len(args) != 1 {
+				return usageError{errors.New("one argument wanted: the path of the disk")}
+			}
+			return nil
+		}),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if opt.Span <= 0 {
+				return usageError{errors.New("--duration must be more than nothing")}
+			}
+			path, err := filepath.Abs(args[0])
+			if err != nil {
+				return err
+			}
+			holds, err := disk.Inspect(path)
+			if err != nil {
+				return err
+			}
+			if opt.Write && holds != "" {
+				return fmt.Errorf("%s holds %s: --write would destroy it; leave --write out, or wipe the disk first", path, holds)
+			}
+			if dryRun {
+				what := "would be read, and nothing written"
+				if opt.Write {
+					what = "would be overwritten"
+				}
+				fmt.Fprintf(e.stdout, "%s %s\n", path, what)
+				return nil
+			}
+			if opt.Write && !yes {
+				fmt.Fprintf(e.stderr, "%s will be overwritten. ", path)
+				if !confirm(e) {
+					return errors.New("nothing was written")
+				}
+			}
+			opt.Progress = func(what string) { fmt.Fprintf(e.stderr, "measuring %s\n", what) }
+			q, err := disk.Qualify(cmd.Context(), path, opt)
+			if err != nil {
+				return err
+			}
+			if err := show(e.stdout, asJSON, q, func(w io.Writer) { printQualification(w, q) }); err != nil {
+				return err
+			}
+			if q.Cache == disk.CacheTooFast {
+				return fmt.Errorf("%w: the write cache of %s is too fast to be true", errUnhealthy, path)
+			}
+			return nil
+		},
+	}
+	fl := cmd.Flags()
+	fl.BoolVar(&opt.Write, "write", false, "measure writes and the write cache too: destroys what the disk holds")
+	fl.DurationVar(&opt.Span, "duration", 3*time.Second, "length of each of the measurements: six, or a dozen and more with --write")
+	fl.BoolVar(&asJSON, "json", false, "print JSON")
+	fl.BoolVar(&dryRun, "dry-run", false, "say what would be done and do nothing")
+	fl.BoolVar(&yes, "yes", false, "do not ask")
+	return cmd
+}
+
+func printQualification(w io.Writer, q *disk.Qualification) {
+	kind, cache := "solid state or virtual", "no volatile cache"
+	if q.Rotational {
+		kind = "rotational"
+	}
+	if q.WriteBack {
+		cache = "volatile cache"
+	}
+	fmt.Fprintf(w, "%s: %v, %s, %s", q.Path, Size(q.Size), kind, cache)
+	if q.Model != "" {
+		fmt.Fprintf(w, ", %s %s", q.Model, q.Serial)
+	}
+	fmt.Fprintf(w, "\nsequential read %.0f MB/s", q.SeqRead/1e6)
+	if q.SeqWrite > 0 {
+		fmt.Fprintf(w, ", write %.0f MB/s", q.SeqWrite/1e6)
+	}
+	fmt.Fprintln(w)
+	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(tw, "4 KiB\tunder way\tper second\tp50\tp99\tp99.9\tmax")
+	row := func(what string, p disk.DepthPoint) {
+		r := func(d time.Duration) time.Duration { return d.Round(time.Microsecond) }
+		fmt.Fprintf(tw, "%s\t%d\t%.0f\t%v\t%v\t%v\t%v\n", what, p.Depth, p.Rate, r(p.P50), r(p.P99), r(p.P999), r(p.Max))
+	}
+	for _, p := range q.RandRead {
+		row("random read", p)
+	}
+	for _, p := range q.RandWrite {
+		row("random write", p)
+	}
+	for _, x := range []struct {
+		what string
+		p    *disk.DepthPoint
+	}{{"durable write, one place", q.Durable}, {"cached write, one place", q.Cached}, {"flush after 1 MiB", q.FlushDirty}, {"flush of nothing", q.FlushClean}} {
+		if x.p != nil {
+			row(x.what, *x.p)
+		}
+	}
+	row("read beside large blocks", q.Mix.DepthPoint)
+	tw.Flush()
+	fmt.Fprintf(w, "beside %.0f MB/s of large blocks %.2f %% of small reads take over 1 ms, %.2f %% over 8 ms, %.2f %% over 64 ms\n",
+		q.Mix.Large/1e6, q.Mix.Over1ms, q.Mix.Over8ms, q.Mix.Over64ms)
+	if q.Cache != "" {
+		fmt.Fprintf(w, "write cache: %s (%s)\n", q.Cache, q.CacheWhy)
+	}
+}
