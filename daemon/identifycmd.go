@@ -185,7 +185,7 @@ func readAll(ctx context.Context, path string, begun func()) error {
 	}
 	mem := make([]byte, chunk+4096)
 	shift := (4096 - int(uintptr(unsafe.Pointer(unsafe.SliceData(mem)))%4096)) % 4096 // O_DIRECT wants aligned memory
-	for first := true; ctx.Err() == nil; first = false {
+	for first := true; first || ctx.Err() == nil; first = false {
 		if _, err := f.ReadAt(mem[shift:][:chunk], rand.Int64N(max(size/chunk, 1))*chunk); err != nil && !errors.Is(err, io.EOF) {
 			return err
 		}
