@@ -52,7 +52,7 @@ func newArrayCommand(e env) *cobra.Command {
 		Args:  noArgs,
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newCreateCommand(e), newStatusCommand(e), newCheckCommand(e), newScrubCommand(e), newRebuildCommand(e),
+	cmd.AddCommand(newCreateCommand(e), newStatusCommand(e), newCheckCommand(e), newScrubCommand(e), newCompactCommand(e), newRebuildCommand(e),
 		newReplaceCommand(e), newExportCommand(e))
 	return cmd
 }
@@ -447,7 +447,11 @@ the index is lost, corrupt or behind; the command is for doubt. The daemon must 
 
 // withArray runs work on the array, or, when a daemon has it, asks that for doc at path. An array that cannot be opened is
 // unhealthy, and with --json is described all the same.
-func (f *arrayFlags) withArray(ctx context.Context, e env, method, path string, doc any, write bool, work func(context.Context, *appliance) error) (err error) {
+func (f *arrayFlags) withArray(ctx context.Context, e env, method, path string, doc any, write bool, work func(context.Context, *appliance) error) error {
+	return f.withArrayMode(ctx, e, method, path, doc, openMode{readOnly: !write}, work)
+}
+
+func (f *arrayFlags) withArrayMode(ctx context.Context, e env, method, path string, doc any, mode openMode, work func(context.Context, *appliance) error) (err error) {
 	cfg, err := f.load(e.getenv)
 	if err != nil {
 		return err
@@ -474,7 +478,7 @@ func (f *arrayFlags) withArray(ctx context.Context, e env, method, path string, 
 	if err != nil {
 		return err
 	}
-	app, err := openAppliance(ctx, &cfg, e.getenv, crypto, openMode{readOnly: !write}, log)
+	app, err := openAppliance(ctx, &cfg, e.getenv, crypto, mode, log)
 	if err != nil {
 		if errors.Is(err, kms.ErrLocked) || errors.Is(err, disk.ErrMembership) || errors.Is(err, disk.ErrKeys) {
 			err = fmt.Errorf("%w: %w", errUnhealthy, err)

@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"go.yaml.in/yaml/v3"
+
+	"coffer/object"
 )
 
 // Config is the configuration file of `coffer serve`: YAML, one document, no unknown keys. Every field may be left out; a zero
@@ -90,6 +92,7 @@ type Config struct {
 	Log      LogConfig      `yaml:"log"`
 	Hardware HardwareConfig `yaml:"hardware"`
 	Scrub    ScrubConfig    `yaml:"scrub"`
+	Compact  CompactConfig  `yaml:"compact"`
 	Limits   LimitsConfig   `yaml:"limits"`
 }
 
@@ -148,6 +151,15 @@ type ScrubConfig struct {
 	Rate Size `yaml:"rate"`
 }
 
+// CompactConfig is about moving what is live out of bands that are mostly dead, which gives their space back.
+type CompactConfig struct {
+	// Every is how often bands below half live are looked for. Default: 1m.
+	Every Period `yaml:"every"`
+
+	// Rate is how many bytes are moved per second at most while no writer waits for space. Default: 64MiB.
+	Rate Size `yaml:"rate"`
+}
+
 // LimitsConfig bounds what clients may take.
 type LimitsConfig struct {
 	// Connections is how many may be open at once on each S3 listener. Default: 4096.
@@ -183,6 +195,7 @@ const (
 	maxConnectionLimit = 1 << 20
 	minScrubEvery      = Period(time.Hour)
 	minScrubRate       = Size(1 << 20)
+	minCompactEvery    = Period(time.Second)
 )
 
 const day = 24 * time.Hour
@@ -322,6 +335,8 @@ func (c *Config) setDefaults() {
 	setDefault(&c.Scrub.Enabled, &enabled)
 	setDefault(&c.Scrub.Every, defaultScrubEvery)
 	setDefault(&c.Scrub.Rate, defaultScrubRate)
+	setDefault(&c.Compact.Every, Period(object.DefaultCompactEvery))
+	setDefault(&c.Compact.Rate, Size(object.DefaultCompactRate))
 	setDefault(&c.Limits.Connections, defaultConnections)
 	setDefault(&c.Limits.Stall, defaultStall)
 	setDefault(&c.Limits.Idle, defaultIdle)
@@ -394,6 +409,12 @@ func (c *Config) Validate() error {
 	}
 	if c.Scrub.Rate < minScrubRate {
 		fault("scrub.rate: %v is below %v", c.Scrub.Rate, minScrubRate)
+	}
+	if c.Compact.Every < minCompactEvery {
+		fault("compact.every: %v is below %v", time.Duration(c.Compact.Every), time.Duration(minCompactEvery))
+	}
+	if c.Compact.Rate < minScrubRate {
+		fault("compact.rate: %v is below %v", c.Compact.Rate, minScrubRate)
 	}
 	if n := c.Limits.Connections; n < 1 || n > maxConnectionLimit {
 		fault("limits.connections: %d is not in 1..%d", n, maxConnectionLimit)

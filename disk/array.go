@@ -50,6 +50,8 @@ type Array struct {
 	tight  atomic.Bool // new data should wait for compaction
 	full   atomic.Bool // only the reserve is left
 
+	waiting atomic.Int64 // callers in Admit
+
 	// table holds the disks by slot. It is replaced as a whole, under mu; a disk's identity and device never change.
 	table atomic.Pointer[[]*disk]
 

@@ -396,6 +396,8 @@ func (a *Array) Admit(ctx context.Context) error {
 	if !a.tight.Load() {
 		return nil
 	}
+	a.waiting.Add(1)
+	defer a.waiting.Add(-1)
 	r := &a.room
 	r.mu.Lock()
 	r.asked++
@@ -424,6 +426,9 @@ func (a *Array) Admit(ctx context.Context) error {
 		}
 	}
 }
+
+// Waiting counts the callers in Admit.
+func (a *Array) Waiting() int { return int(a.waiting.Load()) }
 
 // Pressure signals that callers wait in Admit. Whoever takes the channel promises to call Relieve.
 func (a *Array) Pressure() <-chan struct{} {

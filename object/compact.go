@@ -40,10 +40,10 @@ type CompactOptions struct {
 
 // CompactReport says what compaction did.
 type CompactReport struct {
-	Bands     int   // freed
-	Left      int   // bands that stay: in use, or damaged
-	Moved     int64 // bytes of records and stripes written again
-	Reclaimed int64 // bytes of the bands freed
+	Bands     int   `json:"bands_freed"`
+	Left      int   `json:"bands_left"`      // bands that stay: in use, or damaged
+	Moved     int64 `json:"moved_bytes"`     // records and stripes written again
+	Reclaimed int64 `json:"reclaimed_bytes"` // of the bands freed
 }
 
 // compaction is one pass over the bands.
@@ -53,6 +53,7 @@ type compaction struct {
 	pace     *pacer
 	report   CompactReport
 	progress func(CompactReport)
+	run      *CompactRun // what the status shows of the pass; nil: nothing
 }
 
 // candidate is a band that may be compacted.
@@ -76,47 +77,13 @@ func (s *Store) Compact(ctx context.Context, o CompactOptions) (CompactReport, e
 		return CompactReport{}, err
 	}
 	c := &compaction{s: s, log: log, pace: s.newPacer(), progress: o.Progress}
-	gain := minGain
-	if o.All {
-		gain = minGainTight
-	}
 	if err := c.inTurn(ctx, func() error { clear(s.damaged); return nil }); err != nil {
 		return c.report, err
 	}
-	if err := c.pass(ctx, gain); err != nil {
+	if err := c.pass(ctx, gainOf(o.All)); err != nil {
 		return c.report, fmt.Errorf("compact: %w", err)
 	}
 	return c.report, nil
-}
-
-// compactor works in the background until ctx ends: now and then at its leisure, and at once for writers that wait for space.
-func (s *Store) compactor(ctx context.Context, log Log) {
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	pressure := log.Pressure()
-	wg.Go(func() {
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-pressure:
-				s.hurry.Store(true)
-				log.Relieve(func() bool { return s.relieve(ctx, log) })
-				s.hurry.Store(false)
-			}
-		}
-	})
-	t := time.NewTicker(s.opt.CompactEvery)
-	defer t.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-t.C:
-			c := &compaction{s: s, log: log, pace: s.newPacer()}
-			c.finish(ctx, c.pass(ctx, minGain))
-		}
-	}
 }
 
 // relieve frees the band that costs least for what it gives, and reports whether it freed any.
@@ -179,17 +146,31 @@ func (c *compaction) pass(ctx context.Context, gain float64) error {
 			return err
 		}
 		list = rest
+		c.note(func(r *CompactRun) { r.Bands = len(dead) + len(list) })
 		return c.reclaim(ctx, dead...)
 	})
 	if err != nil {
 		return err
 	}
 	for _, b := range list {
+		if err := c.pace.wait(ctx, 0); err != nil {
+			return err
+		}
 		if err := c.inTurn(ctx, func() error { return c.reclaim(ctx, b) }); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// note changes what the status shows of the pass.
+func (c *compaction) note(f func(*CompactRun)) {
+	if c.run == nil {
+		return
+	}
+	c.s.control.mu.Lock()
+	defer c.s.control.mu.Unlock()
+	f(c.run)
 }
 
 // candidates returns the bands without anything live and those worth moving out of, best first: by cost and benefit, as in Rosenblum and
@@ -198,6 +179,11 @@ func (c *compaction) candidates(gain float64) (dead, list []candidate, err error
 	if err := c.s.tidy(c.log); err != nil {
 		return nil, nil, err
 	}
+	return c.choose(gain)
+}
+
+// choose is candidates without a change.
+func (c *compaction) choose(gain float64) (dead, list []candidate, err error) {
 	var packed int64
 	var oldest candidate
 	now := time.Now()
@@ -312,6 +298,7 @@ func (c *compaction) reclaim(ctx context.Context, bands ...candidate) error {
 		}
 	}
 	err := c.free(ctx, list)
+	c.note(func(r *CompactRun) { r.Visited, r.Report = r.Visited+len(bands), c.report })
 	if c.progress != nil {
 		c.progress(c.report)
 	}
@@ -442,38 +429,4 @@ func (s *Store) dropSome(it *index.Iter) (more bool, err error) {
 		more = it.Next()
 	}
 	return more, batch.Commit()
-}
-
-// pacer spreads the bytes that are moved over time.
-type pacer struct {
-	s  *Store
-	mu sync.Mutex // guards next
-	// next is when what was moved so far is paid for.
-	next time.Time
-}
-
-func (s *Store) newPacer() *pacer { return &pacer{s: s} }
-
-// wait returns when n more bytes may be moved: at once while writers wait for space.
-func (p *pacer) wait(ctx context.Context, n int) error {
-	p.mu.Lock()
-	now := time.Now()
-	if p.next.Before(now) {
-		p.next = now
-	}
-	until := p.next
-	p.next = until.Add(time.Duration(float64(n) / float64(p.s.opt.CompactRate) * float64(time.Second)))
-	p.mu.Unlock()
-	for !p.s.hurry.Load() {
-		left := time.Until(until)
-		if left <= 0 {
-			break
-		}
-		select {
-		case <-time.After(min(left, paceSlice)):
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-	return ctx.Err()
 }

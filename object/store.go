@@ -82,6 +82,7 @@ type Store struct {
 	turn           chan struct{}   // capacity 1: held while bands are chosen, emptied and freed
 	damaged        map[uint64]bool // bands that cannot be emptied; guarded by turn
 	written        tally
+	control        compactControl
 	hurry          atomic.Bool  // writers wait for space: compaction keeps to no rate
 	lastCompaction atomic.Int64 // Unix ms
 
@@ -134,7 +135,8 @@ func New(opt Options) (*Store, error) {
 	}
 	s := &Store{opt: opt, keys: opt.Keys, array: opt.Keys.ArrayID(), alg: alg, logger: opt.Logger,
 		digests: newDigests(opt.Crypto), copies: make(chan struct{}, opt.Copies), wake: make(chan struct{}, 1),
-		turn: make(chan struct{}, 1), damaged: make(map[uint64]bool)}
+		turn: make(chan struct{}, 1), damaged: make(map[uint64]bool),
+		control: compactControl{rate: opt.CompactRate, changed: make(chan struct{})}}
 	for a := range s.meters {
 		if p := seal.Algorithm(a).Primitive(); p != "" {
 			s.meters[a] = sealMeters{seal.Meter(opt.Crypto, p, hw.Seal), seal.Meter(opt.Crypto, p, hw.Open)}
@@ -158,6 +160,7 @@ func (s *Store) Start(log Log) {
 		panic("object: Store started twice")
 	}
 	s.written.begin(log.Bands())
+	s.control.change(func() { s.control.next = time.Now().Add(s.opt.CompactEvery) })
 	s.log.Store(&logRef{log})
 	ctx, stop := context.WithCancel(context.Background())
 	s.stop = stop
@@ -229,6 +232,7 @@ type Stats struct {
 	LiveBytes                int64     // of the bands' space, what the index refers to
 	ShadowBytes              int64     // of them, records kept only because of others that they made vanish
 	LastCompaction           time.Time // end of the last pass in the background
+	WaitingWriters           int       // for compaction to make room
 }
 
 type counters struct {
@@ -246,12 +250,9 @@ func (s *Store) Stats() Stats {
 		ShadowBytes: s.idx.LiveOf(shadowBand)}
 	if log, err := s.disk(); err == nil {
 		for _, b := range log.Bands() {
-			n := s.idx.LiveOf(b.Num)
-			if b.Bulk {
-				n = int64(float64(n) / float64(log.ExtentSpace()) * float64(b.Size))
-			}
-			st.LiveBytes += n
+			st.LiveBytes += bandLive(log, b, s.idx.LiveOf(b.Num))
 		}
+		st.WaitingWriters = log.Waiting()
 	}
 	if ms := s.lastCompaction.Load(); ms > 0 {
 		st.LastCompaction = fromMillis(ms)
