@@ -28,6 +28,7 @@ type Array struct {
 	opt    Options
 	logger *slog.Logger
 	geo    Geometry
+	lanes  int // stripes that a walk reads at once
 	codec  *codec
 	group  blockdev.Group
 	// Four arenas, so that those who wait for one kind of buffer never hold back those who could free another: bulk stripes

@@ -102,8 +102,8 @@ type pass struct {
 	unclean bool    // the array was not closed, and is read only
 	last    []*band // with unclean: bulk bands that could have unfinished stripes
 	packed  int     // stripes seen, for the sample
-	scratch []byte  // for recomputed parity
 
+	lanes  func() int                  // how many stripes are read at once; nil: as many as go
 	pace   func(context.Context) error // called behind each step, when the pass holds nothing; may be nil
 	passed func(*band)                 // called behind each band; may be nil
 
@@ -259,12 +259,78 @@ func (p *pass) step(ctx context.Context, b *band, off uint32) (uint32, error) {
 		}
 		return 1, nil
 	}
+	if next, err := p.batch(ctx, b, off); err != nil || next > off {
+		return next, err
+	}
 	w, next, err := p.a.nextStripe(ctx, p, b, off)
 	if err != nil || w == nil {
 		return p.a.geo.extentBlocks(), err
 	}
 	defer w.release()
 	return next, p.stripe(w)
+}
+
+// maxLanes is how many stripes of a band are read at once, at most.
+const maxLanes = 8
+
+// batch verifies several stripes of a band that follow each other from block off on, which it reads at once, so that disks and
+// processors work at the same time. It returns where they end: off where a stripe needs a closer look.
+func (p *pass) batch(ctx context.Context, b *band, off uint32) (uint32, error) {
+	lanes := p.a.lanes
+	if p.lanes != nil {
+		lanes = min(lanes, p.lanes())
+	}
+	if lanes < 2 {
+		return off, nil
+	}
+	var found []*wholeStripe
+	var wg sync.WaitGroup
+	read := make([]*wholeStripe, lanes)
+	for at, i := off, 0; i < lanes; i++ {
+		heads, err := p.a.headsAt(ctx, p, b, at)
+		if err != nil || len(heads) != 1 {
+			break
+		}
+		wg.Go(func() { read[i] = p.readJudged(ctx, b, heads[0]) })
+		at += heads[0].blocks
+	}
+	wg.Wait()
+	for i, w := range read {
+		if w == nil {
+			for _, w := range read[i:] {
+				if w != nil {
+					w.release() // behind one that could not be read
+				}
+			}
+			break
+		}
+		found = append(found, w)
+	}
+	var err error
+	for _, w := range found {
+		if err == nil {
+			err = p.stripe(w)
+			off += w.head.blocks
+		}
+		w.release()
+	}
+	return off, err
+}
+
+// readJudged reads a stripe and compares parity and data if all cells are good; nil where that fails.
+func (p *pass) readJudged(ctx context.Context, b *band, h header) *wholeStripe {
+	w, err := p.a.readWholeBy(ctx, p, b, h)
+	if err != nil {
+		return nil
+	}
+	if w.goodCells() == w.width() {
+		if w.mismatched, err = p.contradicts(w); err != nil {
+			w.release()
+			return nil
+		}
+		w.judged = true
+	}
+	return w
 }
 
 // stripe verifies one that stands.
@@ -369,9 +435,15 @@ func (a *Array) judgeCell(w *wholeStripe, role int, found []byte, decodable bool
 // paritySlice is how much parity is recomputed at a time, bytes of each cell.
 const paritySlice = 64 << 10
 
+// parityScratch holds memory for recomputed parity.
+var parityScratch = sync.Pool{New: func() any { return new([]byte) }}
+
 // contradicts reports whether the parity cells that are good are not those of the data cells of a complete stripe. A checksum proves that
 // a cell is as it was written, not that it was written right.
 func (p *pass) contradicts(w *wholeStripe) (bool, error) {
+	if w.judged {
+		return w.mismatched, nil
+	}
 	d, n := int(w.head.data), w.width()
 	if n == d {
 		return false, nil
@@ -380,14 +452,17 @@ func (p *pass) contradicts(w *wholeStripe) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	if need := (n - d) * paritySlice; len(p.scratch) < need {
-		p.scratch = make([]byte, need)
+	mem := parityScratch.Get().(*[]byte)
+	defer parityScratch.Put(mem)
+	if need := (n - d) * paritySlice; len(*mem) < need {
+		*mem = make([]byte, need)
 	}
+	scratch := *mem
 	var shards [MaxWidth][]byte
 	for at := w.head.start(); at < len(w.cells[0]); at += paritySlice {
 		end := min(at+paritySlice, len(w.cells[0]))
 		for r := range n {
-			if shards[r] = p.scratch[max(r-d, 0)*paritySlice:][:end-at]; r < d {
+			if shards[r] = scratch[max(r-d, 0)*paritySlice:][:end-at]; r < d {
 				shards[r] = w.cells[r][at:end]
 			}
 		}

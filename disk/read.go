@@ -174,7 +174,14 @@ func (v *View) degraded(ctx context.Context) error {
 		}
 	}
 	v.a.stats.reconstructions.Add(1)
-	got, done, err := v.a.rebuildRange(ctx, v.band, v.stripe.Off, d, slotOffset(row0), (row1-row0)*SegmentSize, func(role int) bool {
+	// What was read already is not read again.
+	known := func(role int) []byte {
+		if c := &v.cells[role]; role < d && c.ok && c.row0 <= row0 && c.row0+c.rows >= row1 {
+			return c.mem[(row0-c.row0)*SegmentSize:][:(row1-row0)*SegmentSize]
+		}
+		return nil
+	}
+	got, done, err := v.a.rebuildRange(ctx, v.band, v.stripe.Off, d, slotOffset(row0), (row1-row0)*SegmentSize, known, func(role int) bool {
 		c := &v.cells[role]
 		return role >= d || c.ok || c.rows == 0
 	})
@@ -208,8 +215,8 @@ func (v *View) fix(i int, p []byte) {
 }
 
 // rebuildRange reads n bytes at byte offset at of enough cells of a stripe and reconstructs the data cells for which use says
-// false, or whose read fails. The result is by role; done gives the memory back.
-func (a *Array) rebuildRange(ctx context.Context, b *band, off uint32, data, at, n int, use func(role int) bool) ([][]byte, func(), error) {
+// false, or whose read fails. Bytes of a cell that are known are taken as they are. The result is by role; done gives the memory back.
+func (a *Array) rebuildRange(ctx context.Context, b *band, off uint32, data, at, n int, known func(role int) []byte, use func(role int) bool) ([][]byte, func(), error) {
 	width := data + b.parity
 	buf, err := a.rebuild.Get(ctx, width*n)
 	if err != nil {
@@ -222,11 +229,17 @@ func (a *Array) rebuildRange(ctx context.Context, b *band, off uint32, data, at,
 	want := make([]bool, width)
 	rot := rotation(b.num, off, len(b.members))
 	have, role := 0, 0
+	for r := 0; r < data && known != nil; r++ {
+		if p := known(r); p != nil {
+			shards[r] = p
+			have++
+		}
+	}
 	for have < data && role < width {
 		batch := len(ops)
 		var roles []int
 		for ; role < width && have+len(roles) < data; role++ {
-			if !use(role) {
+			if shards[role] != nil || !use(role) {
 				continue
 			}
 			op, ok := a.op(b, (rot+role)%len(b.members), off, at, mem[role*n:][:n:n])
@@ -329,7 +342,7 @@ func (v *View) degradedPacked(ctx context.Context, from, n int, mem []byte) erro
 	if from+n > int(h.blocks)*BlockSize || v.loc.Role >= h.data {
 		return fmt.Errorf("read %x/%d: outside its cell: %w", v.loc.Band, v.loc.Off, ErrCorrupt)
 	}
-	got, done, err := a.rebuildRange(ctx, v.band, v.loc.Off, int(h.data), from, n, func(r int) bool { return r != int(v.loc.Role) })
+	got, done, err := a.rebuildRange(ctx, v.band, v.loc.Off, int(h.data), from, n, nil, func(r int) bool { return r != int(v.loc.Role) })
 	if err != nil {
 		return err
 	}

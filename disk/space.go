@@ -368,8 +368,13 @@ func (r *room) wake() {
 	}
 }
 
-// spareBands is how many bands new data leaves free while compaction can make room: it needs some to choose well.
-func (a *Array) spareBands() int { return reserveBands + max(3, a.totalBands()/16) }
+// spareBands is how many bands new data leaves free while compaction can make room, so that it need not wait for each. More would be of
+// no use: what lies idle is missing where dead bytes gather.
+func (a *Array) spareBands() int { return reserveBands + max(3, a.totalBands()/64) }
+
+// slackBands is how much of the array its capacity leaves out: bands over which dead bytes spread, so that those that are emptied hold
+// little that is live. With 85 % of the capacity in use a band is emptied that is two thirds live at worst.
+func (a *Array) slackBands() int { return a.spareBands() + a.totalBands()/16 }
 
 // totalBands is how many bands of full width the array holds; a.mu is held.
 func (a *Array) totalBands() int {

@@ -218,8 +218,9 @@ func (c *compaction) choose(gain float64) (dead, list []candidate, err error) {
 
 // filled estimates what a full band of what lies in b would keep alive. Stripes do not fit into bands without waste, nor records into
 // cells, which compaction cannot cure: of bands that were written since the start it is known how much went in. Were it not, a full array
-// without garbage would be moved around for ever. Sparse records may take less room when they are moved together, so a packed band counts
-// as half full at least; but that is tried once with each record.
+// without garbage would be moved around for ever. Few records that were written together waste most of their stripe, which moving
+// them together with many others does cure: so the space of such stripes counts as if it were full of data, until their records
+// have been moved once.
 func (s *Store) filled(log Log, b disk.Band) int64 {
 	size := b.Size
 	if b.Bulk {
@@ -229,11 +230,14 @@ func (s *Store) filled(log Log, b disk.Band) int64 {
 	switch {
 	case !known:
 		return size
-	case b.Bulk || w.moved:
+	case b.Bulk:
 		return w.bytes
 	}
-	return max(w.bytes, size/2)
+	return w.moved + max(w.bytes-w.moved, int64(float64(w.sparse)*float64(b.Size)/float64(log.ExtentSpace())*packedDense))
 }
+
+// packedDense is the share of cells that records fill when many are moved together.
+const packedDense = 0.9
 
 // tally counts what was written to bands since the store was started. What no record came to name counts as well.
 type tally struct {
@@ -242,10 +246,14 @@ type tally struct {
 	bands map[uint64]written
 }
 
-// written is what went into a band.
+// written is what went into a band, bytes.
 type written struct {
-	bytes int64
-	moved bool // some of it by compaction
+	bytes  int64
+	moved  int64 // of them, in stripes of compaction: records lie there as close together as they go
+	sparse int64 // of each extent, what other stripes take of a packed band
+	// The last stripe, whose length the next one tells.
+	off  uint32
+	last bool // was of compaction
 }
 
 // begin is called before anything is written.
@@ -258,13 +266,32 @@ func (t *tally) begin(bands []disk.Band) {
 	}
 }
 
-func (t *tally) add(band uint64, w written) {
+// stripe counts the records of a packed stripe at block off.
+func (t *tally) stripe(band uint64, off uint32, bytes int64, moved bool) {
+	t.add(band, bytes, moved, func(w *written) {
+		if w.off > 0 && off > w.off && !w.last {
+			w.sparse += int64(off-w.off) * disk.BlockSize
+		}
+		w.off, w.last = off, moved
+	})
+}
+
+// add counts bytes; more may be nil.
+func (t *tally) add(band uint64, bytes int64, moved bool, more func(w *written)) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.bands != nil && band > t.older {
-		have := t.bands[band]
-		t.bands[band] = written{have.bytes + w.bytes, have.moved || w.moved}
+	if t.bands == nil || band <= t.older {
+		return
 	}
+	w := t.bands[band]
+	w.bytes += bytes
+	if moved {
+		w.moved += bytes
+	}
+	if more != nil {
+		more(&w)
+	}
+	t.bands[band] = w
 }
 
 // in returns what was written to a band, and whether that is all there is.

@@ -190,7 +190,7 @@ func (m *mover) move(ctx context.Context, key []byte, at place, data []byte) (bo
 }
 
 func (m *mover) append(ctx context.Context, seq uint64, body, data []byte) error {
-	if _, err := m.log.Append(ctx, disk.Record{Seq: seq, Body: body, Data: data, Essential: true}); err != nil {
+	if _, err := m.log.Append(ctx, disk.Record{Seq: seq, Body: body, Data: data, Essential: true, Patient: true}); err != nil {
 		return fmt.Errorf("move record %d: %w", seq, err)
 	}
 	n := int64(len(body) + len(data))
@@ -396,7 +396,7 @@ func (m *mover) copyStripe(ctx context.Context, old disk.Stripe) (disk.Stripe, e
 	m.s.stats.moved.Add(int64(n) * seal.SegmentSize)
 	c, err := w.Commit(ctx)
 	if err == nil {
-		m.s.written.add(c.Band, written{bytes: c.Footprint(), moved: true})
+		m.s.written.add(c.Band, c.Footprint(), true, nil)
 	}
 	return c, err
 }
