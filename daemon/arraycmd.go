@@ -363,8 +363,8 @@ Exit code 0 if every disk is healthy, 3 if the array is degraded, has lost data 
 }
 
 func newCheckCommand(e env) *cobra.Command {
-	var f arrayFlags
-	var repair bool
+	var f deepFlags
+	var repair, deep bool
 	cmd := &cobra.Command{
 		Use:   "check",
 		Short: "Read and verify everything in the array",
@@ -373,10 +373,31 @@ beside a running daemon or, when none runs, on the disks themselves, and reads a
 --repair bad cells are rewritten from the good ones. What a running daemon does by itself is "coffer array
 scrub", which also says what the words for bad cells mean. With admin: none the daemon cannot be asked.
 
+With --deep it is the array's fsck, for an array that no daemon serves. It changes nothing, and verifies that
+everything agrees: the log is replayed into an index of its own, and that is compared with the one on disk,
+entry by entry; live bytes, references and extents are reckoned anew; each bulk stripe that a record names must
+be there and whole, those that no record names are counted as garbage, or as never committed where they
+cannot be read; the list of freed stripes must fit the log; and every object is read, so that every tag is
+verified, or with --sample N one object in N. Objects sealed with customer keys are skipped and counted. Each
+fault is named. Two indexes are made below $TMPDIR, about 1 KiB an object each.
+
+What to do: a wrong index, filter, reference or count of live bytes is cured by coffer array rebuild-index; bad
+cells by --repair; lost stripes and objects that cannot be read must come from elsewhere.
+
 Exit code 0 if everything that was written is there, 3 if something is bad, missing or lost.`,
-		Example: "  coffer array check --data /var/lib/coffer\n  coffer array check --repair --json",
+		Example: "  coffer array check --data /var/lib/coffer\n  coffer array check --repair --json\n  coffer array check --deep --sample 10",
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			switch {
+			case deep && repair:
+				return usageError{errors.New("--deep changes nothing: leave --repair out")}
+			case !deep && cmd.Flags().Changed("sample"):
+				return usageError{errors.New("--sample goes with --deep")}
+			case f.sample < 0:
+				return usageError{errors.New("--sample: want 0 for no object, 1 for all, or N for one in N")}
+			case deep:
+				return f.run(cmd.Context(), e)
+			}
 			var rep disk.CheckReport
 			path := fmt.Sprintf("/array/check?repair=%t", repair)
 			err := f.withArray(cmd.Context(), e, http.MethodPost, path, &rep, repair, func(ctx context.Context, app *appliance) (err error) {
@@ -397,6 +418,8 @@ Exit code 0 if everything that was written is there, 3 if something is bad, miss
 	}
 	f.bindOpen(cmd)
 	cmd.Flags().BoolVar(&repair, "repair", false, "rewrite bad cells")
+	cmd.Flags().BoolVar(&deep, "deep", false, "verify that log, index, disks and accounts agree, and every object; the daemon must not run")
+	cmd.Flags().IntVar(&f.sample, "sample", 1, "with --deep, read one object in so many; 0 for none")
 	return cmd
 }
 

@@ -33,8 +33,9 @@ type CheckReport struct {
 	// Unfinished stripes and superblock copies were on their way when the power failed: nothing acknowledged is in them. Opening the
 	// array for writing completes them.
 	Unfinished int             `json:"unfinished"`
-	Found      map[Verdict]int `json:"found"` // cells and copies by verdict
-	Disks      []DiskReport    `json:"disks"` // by slot
+	Torn       int             `json:"torn_stripes,omitempty"` // bulk stripes that cannot be decoded and that no record names: never committed
+	Found      map[Verdict]int `json:"found"`                  // cells and copies by verdict
+	Disks      []DiskReport    `json:"disks"`                  // by slot
 	Faults     []string        `json:"faults,omitempty"`
 	Losses     []Loss          `json:"losses,omitempty"`
 }
@@ -75,6 +76,20 @@ type CheckOptions struct {
 	Repair   bool                  // rewrite bad cells
 	Sample   int                   // open the records of one packed stripe in so many; 0: of none
 	Progress func(done, total int) // bands; may be nil
+	// Named is told of each bulk stripe that is found, and says whether a record names it: one that cannot be decoded is lost if so, and
+	// was never committed if not. nil: not known, and judged by the circumstances.
+	Named func(s FoundStripe) bool
+	// Bytes is told how much of the extents in use is behind the check. May be nil.
+	Bytes func(done, total int64)
+}
+
+// FoundStripe is a bulk stripe that lies on the disks.
+type FoundStripe struct {
+	Band      uint64
+	Off       uint32 // blocks
+	Data      uint8  // data cells
+	Bytes     int64  // of each extent
+	Decodable bool   // enough cells are good
 }
 
 // Check reads every superblock copy and every stripe of every band past all caches and verifies each cell, and parity against data.
@@ -235,6 +250,9 @@ func (p *pass) band(ctx context.Context, b *band, behind int64) error {
 		}
 		off = next
 		p.done.Store(behind + int64(off)*BlockSize*int64(len(b.members)))
+		if p.opt.Bytes != nil {
+			p.opt.Bytes(p.done.Load(), p.total)
+		}
 		if p.pace != nil {
 			if err := p.pace(ctx); err != nil {
 				return err
@@ -338,6 +356,13 @@ func (p *pass) stripe(w *wholeStripe) error {
 	b, h := w.band, &w.head
 	void := b.kind == kindPacked && h.stripe > min(p.limit[b.num], p.until) || b.kind == kindBulk && b.epoch >= p.epoch && h.stripe >= p.bulkUntil
 	torn := b.kind == kindBulk && w.goodCells() < int(h.data) && (b.epoch != p.epoch || p.a.bulk.isSpoilt(b))
+	if p.opt.Named != nil && b.kind == kindBulk {
+		named := p.opt.Named(FoundStripe{Band: b.num, Off: h.off, Data: h.data, Bytes: int64(h.blocks) * BlockSize, Decodable: w.goodCells() >= int(h.data)})
+		void, torn = false, !named && w.goodCells() < int(h.data)
+		if torn {
+			p.note(func(r *CheckReport) { r.Torn++ })
+		}
+	}
 	if void && !p.a.opt.faults.noInFlight || torn {
 		return nil // never acknowledged, not yet, or a torn stripe that no record names
 	}
@@ -693,6 +718,44 @@ func (p *pass) superCopy(d *disk, want *superblock, c int, raw []byte) (bool, er
 	}
 	return true, err
 }
+
+// Accounts compares the books of the disks' extents with the bands that lie on them, and returns what differs.
+func (a *Array) Accounts() (faults []string) {
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	owner := map[bandMember]uint64{}
+	for _, b := range a.bands {
+		for _, m := range b.members {
+			if other, taken := owner[m]; taken {
+				faults = append(faults, fmt.Sprintf("disk %d extent %d: belongs to bands %x and %x", m.slot, m.extent, other, b.num))
+			}
+			owner[m] = b.num
+		}
+	}
+	for _, d := range a.slots() {
+		free := 0
+		for e := range d.extents {
+			band, taken := owner[bandMember{slot: d.slot, extent: e}]
+			switch used := d.used[e]; {
+			case taken && !used:
+				faults = append(faults, fmt.Sprintf("disk %d extent %d: belongs to band %x and counts as free", d.slot, e, band))
+			case used && !taken:
+				faults = append(faults, fmt.Sprintf("disk %d extent %d: counts as used and belongs to no band", d.slot, e))
+			}
+			if !d.used[e] {
+				free++
+			}
+		}
+		if free != d.free {
+			faults = append(faults, fmt.Sprintf("disk %d: %d extents are free, and %d are counted", d.slot, free, d.free))
+		}
+	}
+	slices.Sort(faults)
+	return faults
+}
+
+// LastStripe is the number of the last packed stripe that is acknowledged.
+func (a *Array) LastStripe() uint64 { return a.log.acked.Load() }
 
 // numbering finds holes in the packed stream: a stripe of which no header is left cannot be seen otherwise.
 type numbering struct {

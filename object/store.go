@@ -85,6 +85,7 @@ type Store struct {
 	control        compactControl
 	hurry          atomic.Bool  // writers wait for space: compaction keeps to no rate
 	lastCompaction atomic.Int64 // Unix ms
+	rebuilt        atomic.Bool  // the index that was found could not be used
 
 	stop      context.CancelFunc
 	closeOnce sync.Once
@@ -153,6 +154,9 @@ func New(opt Options) (*Store, error) {
 	}
 	return s, nil
 }
+
+// Rebuilt reports whether the index that was found could not be used, so that an empty one took its place.
+func (s *Store) Rebuilt() bool { return s.rebuilt.Load() }
 
 // Start takes the log into use, which has been replayed into the Store, and starts checkpoints and compaction. It comes once.
 func (s *Store) Start(log Log) {
