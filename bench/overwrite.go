@@ -7,14 +7,15 @@ import (
 	"fmt"
 	"math/rand/v2"
 
+	"coffer/disk"
 	"coffer/object"
 )
 
 // overwriteFill is how much of the array's capacity is live while objects are overwritten.
 const overwriteFill = 0.85
 
-// overwrites are the cases of steady overwriting. Extents are small, so that an array has many bands, and objects are small against
-// them, so that a band holds many.
+// overwrites are the cases of steady overwriting. Extents are small, so that an array has some bands (127), and objects are small against
+// them, so that a band holds many: both as on large disks.
 var overwrites = []struct {
 	name string
 	size int     // of an object
@@ -40,7 +41,12 @@ func (b *bench) overwrite(ctx context.Context) error {
 }
 
 func (b *bench) overwriteCase(ctx context.Context, name string, size int, hot float64) (err error) {
-	bed, err := b.rig.open(ctx, bedOptions{memory: true, extent: 1 << 20})
+	mem, err := disk.NewMemory(disks, pick(b, int64(512<<20), 64<<20))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, mem.Close()) }()
+	bed, err := b.rig.open(ctx, bedOptions{own: mem, extent: pick(b, int64(4<<20), 1<<20)})
 	if err != nil {
 		return err
 	}
@@ -71,12 +77,12 @@ func (b *bench) overwriteCase(ctx context.Context, name string, size int, hot fl
 			return put(i)
 		})
 	}
-	if err := overwrite(pick(b, 3*n, n/4)); err != nil { // until bands are as mixed as they get
+	if err := overwrite(pick(b, 2*n, n/4)); err != nil { // until bands are as mixed as they get
 		return err
 	}
 	before := bed.store.Stats()
 	_, rawBefore := bed.moved()
-	times := pick(b, 2*n, n/4)
+	times := pick(b, n, n/4)
 	took, err := timed(func() error { return overwrite(times) })
 	if err != nil {
 		return err

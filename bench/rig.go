@@ -120,6 +120,7 @@ type bedOptions struct {
 	memory bool
 	cipher hw.Primitive // of the store
 	bare   bool         // no store above: records are counted and forgotten
+	own    *disk.Memory // disks in memory instead of the rig's
 	extent int64        // 0: the rig's
 }
 
@@ -181,15 +182,19 @@ func (r *rig) open(ctx context.Context, o bedOptions) (_ *bed, err error) {
 
 // create makes the array on files or in memory.
 func (r *rig) create(ctx context.Context, o bedOptions, c disk.CreateOptions) (*disk.Set, error) {
+	if o.own != nil {
+		if err := o.own.Create(ctx, c); err != nil {
+			return nil, err
+		}
+		return o.own.Discover()
+	}
 	if !o.memory {
 		if err := disk.Create(ctx, c); err != nil {
 			return nil, err
 		}
 		return disk.Discover(c.Paths, false)
 	}
-	if o.extent == 0 {
-		c.Geometry.ExtentSize /= 4 // as the disks are smaller
-	}
+	c.Geometry.ExtentSize /= 4 // as the disks are smaller
 	if r.memory[o.set] == nil {
 		m, err := disk.NewMemory(disks, r.size/4)
 		if err != nil {

@@ -223,6 +223,17 @@ func (w *writer) fill(crashed string) {
 		for _, num := range doomed {
 			w.check(w.array.Free(ctx, num))
 		}
+		// Packed bands are freed as well: what lived in them is found where compaction moved it.
+		rep, err := w.store.Compact(ctx, store.CompactOptions{All: true})
+		w.check(err)
+		if freed, err := w.store.Freed(); err != nil || len(freed) == 0 || rep.Bands == 0 {
+			w.t.Fatalf("no packed band was freed: %v, %+v, %v", freed, rep, err)
+		}
+		bucket("gone")
+		w.check(w.store.DeleteBucket(ctx, "gone"))
+		aborted, err := w.store.CreateUpload(ctx, "c", "aborted", store.UploadOptions{})
+		w.check(err)
+		w.check(w.store.AbortUpload(ctx, "c", "aborted", aborted.ID))
 		w.putAll("c", "later/", []int{5, 1 << 20, 3 << 20}, store.PutOptions{})
 		u, err := w.store.CreateUpload(ctx, "c", "running", store.UploadOptions{})
 		w.check(err)
