@@ -36,8 +36,8 @@ func TestQuick(t *testing.T) {
 	if err := json.Unmarshal(out.Bytes(), &got); err != nil {
 		t.Fatal(err)
 	}
-	if len(got) != 17 {
-		t.Errorf("%d lines, want 17: %+v", len(got), got)
+	if len(got) != 26 {
+		t.Errorf("%d lines, want 26: %+v", len(got), got)
 	}
 	for _, r := range got {
 		if r.What == "" || r.A == "" || (r.Ratio > 0 && r.B == "") || (r.Target+r.AtMost > 0) != (r.Met != nil) || (r.Met != nil && r.Ratio <= 0) {

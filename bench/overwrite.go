@@ -17,14 +17,15 @@ const overwriteFill = 0.85
 // overwrites are the cases of steady overwriting. Extents are small, so that an array has some bands (127), and objects are small against
 // them, so that a band holds many: both as on large disks.
 var overwrites = []struct {
-	name string
-	size int     // of an object
-	hot  float64 // share of the overwrites that goes to a tenth of the objects
+	name    string
+	size    int     // of an object
+	writers int     // packed objects share stripes, if enough come together
+	hot     float64 // share of the overwrites that goes to a tenth of the objects
 }{
-	{"bulk/evenly", 4 * 65520, 0},
-	{"bulk/skewed", 4 * 65520, 0.9},
-	{"packed/evenly", 60 << 10, 0},
-	{"packed/skewed", 60 << 10, 0.9},
+	{"bulk/evenly", 4 * 65520, 8, 0},
+	{"bulk/skewed", 4 * 65520, 8, 0.9},
+	{"packed/evenly", 32 << 10, 128, 0},
+	{"packed/skewed", 32 << 10, 128, 0.9},
 }
 
 // overwrite fills an array and then overwrites its objects at random, until what was moved at first no longer counts.
@@ -33,14 +34,14 @@ func (b *bench) overwrite(ctx context.Context) error {
 		if !b.opt.wants("overwrite/" + c.name) {
 			continue
 		}
-		if err := b.overwriteCase(ctx, c.name, c.size, c.hot); err != nil {
+		if err := b.overwriteCase(ctx, c.name, c.size, c.writers, c.hot); err != nil {
 			return fmt.Errorf("%s: %w", c.name, err)
 		}
 	}
 	return nil
 }
 
-func (b *bench) overwriteCase(ctx context.Context, name string, size int, hot float64) (err error) {
+func (b *bench) overwriteCase(ctx context.Context, name string, size, writers int, hot float64) (err error) {
 	mem, err := disk.NewMemory(disks, pick(b, int64(512<<20), 64<<20))
 	if err != nil {
 		return err
@@ -62,14 +63,14 @@ func (b *bench) overwriteCase(ctx context.Context, name string, size int, hot fl
 	capacity := bed.array.Status().Capacity
 	n := 0
 	for float64(bed.store.Stats().LiveBytes) < pick(b, overwriteFill, overwriteFill*0.7)*float64(capacity) { // few bands make a small array
-		err := parallel(8, 16, func(i int) error { return put(n + i) })
+		err := parallel(writers, 2*writers, func(i int) error { return put(n + i) })
 		if err != nil {
 			return fmt.Errorf("fill: %w", err)
 		}
-		n += 16
+		n += 2 * writers
 	}
 	overwrite := func(times int) error {
-		return parallel(8, times, func(int) error {
+		return parallel(writers, times, func(int) error {
 			i := rand.IntN(n)
 			if rand.Float64() < hot {
 				i = rand.IntN(n/10 + 1)
