@@ -53,6 +53,9 @@ var suites = []suite{
 	{"bulk stripes against plain O_DIRECT loops", []string{"engine"}, (*bench).engine},
 	{"4 KiB durable puts against a lone durable append loop",
 		[]string{"puts/store/1", "puts/store/64", "puts/store/256", "puts/array/1", "puts/array/64", "puts/array/256"}, (*bench).puts},
+	{"scrub, rebuild, and reads without a disk", []string{"scrub", "rebuild", "foreground", "degraded"}, (*bench).repair},
+	{"steady overwriting with 85 % of the capacity in use, memory disks",
+		[]string{"overwrite/bulk/evenly", "overwrite/bulk/skewed", "overwrite/packed/evenly", "overwrite/packed/skewed"}, (*bench).overwrite},
 	{"an index of many objects", []string{"scale"}, (*bench).scale},
 	{"4 KiB gets, allocations", []string{"small/read", "small/get", "small/allocs"}, (*bench).small},
 }
@@ -159,7 +162,8 @@ type result struct {
 	A      string  `json:"a"` // what is measured
 	B      string  `json:"b,omitempty"`
 	Ratio  float64 `json:"ratio,omitempty"`
-	Target float64 `json:"target,omitempty"` // the least ratio wanted
+	Target float64 `json:"target,omitempty"`  // the least ratio wanted
+	AtMost float64 `json:"at_most,omitempty"` // the greatest ratio wanted
 	Met    *bool   `json:"met,omitempty"`
 	Note   string  `json:"note,omitempty"`
 }
@@ -176,6 +180,10 @@ func (b *bench) add(r result) {
 		met := r.Ratio >= r.Target
 		r.Met = &met
 	}
+	if r.AtMost > 0 {
+		met := r.Ratio <= r.AtMost
+		r.Met = &met
+	}
 	b.results = append(b.results, r)
 	if b.opt.json {
 		return
@@ -185,7 +193,11 @@ func (b *bench) add(r result) {
 		ratio = fmt.Sprintf("%.2f", r.Ratio)
 	}
 	if r.Met != nil {
-		target = fmt.Sprintf(">= %g %s", r.Target, map[bool]string{true: "met", false: "MISSED"}[*r.Met])
+		sign := ">="
+		if r.AtMost > 0 {
+			sign = "<="
+		}
+		target = fmt.Sprintf("%s %g %s", sign, max(r.Target, r.AtMost), map[bool]string{true: "met", false: "MISSED"}[*r.Met])
 	}
 	line := fmt.Sprintf("%-44s %16s %16s %7s %s", r.What, r.A, r.B, ratio, target)
 	fmt.Fprintln(b.out, strings.TrimRight(line, " "))

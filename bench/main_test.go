@@ -29,18 +29,18 @@ func TestQuick(t *testing.T) {
 	defer runtime.GOMAXPROCS(procs)
 	var out bytes.Buffer
 	if err := run(t.Context(), []string{"-quick", "-json", "-dir", t.TempDir(), "-objects", "2000",
-		"-run", "engine|puts/.*/64|scale|small"}, &out, io.Discard); err != nil {
+		"-run", "engine|puts/.*/64|scale|small|scrub|rebuild|foreground|degraded|overwrite"}, &out, io.Discard); err != nil {
 		t.Fatal(err)
 	}
 	var got []result
 	if err := json.Unmarshal(out.Bytes(), &got); err != nil {
 		t.Fatal(err)
 	}
-	if len(got) != 17 {
-		t.Errorf("%d lines, want 17: %+v", len(got), got)
+	if len(got) != 26 {
+		t.Errorf("%d lines, want 26: %+v", len(got), got)
 	}
 	for _, r := range got {
-		if r.What == "" || r.A == "" || (r.Ratio > 0 && r.B == "") || (r.Target > 0) != (r.Met != nil) || (r.Target > 0 && r.Ratio <= 0) {
+		if r.What == "" || r.A == "" || (r.Ratio > 0 && r.B == "") || (r.Target+r.AtMost > 0) != (r.Met != nil) || (r.Met != nil && r.Ratio <= 0) {
 			t.Errorf("incomplete line %+v", r)
 		}
 	}

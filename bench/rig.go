@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -35,6 +36,7 @@ type rig struct {
 	size   int64 // of a file, bytes
 	extent int64
 	memory [sets]*disk.Memory // nil until first used
+	spare  string             // a disk file beside those of set 0
 	crypto *hw.Engine
 	io     string // kind of the file group
 	beds   int
@@ -79,11 +81,27 @@ func (r *rig) makeFiles(set int) error {
 		}
 		r.paths[set] = append(r.paths[set], p)
 	}
-	p, err := openPlain(r.paths[set])
+	return r.fill(r.paths[set])
+}
+
+func (r *rig) fill(paths []string) error {
+	p, err := openPlain(paths)
 	if err != nil {
 		return err
 	}
 	return errors.Join(p.fill(r.size), p.close())
+}
+
+// makeSpare makes one more file, to put in the place of others.
+func (r *rig) makeSpare() error {
+	if r.spare != "" {
+		return nil
+	}
+	r.spare = filepath.Join(r.dir, "spare.img")
+	if err := disk.CreateFile(r.spare, r.size); err != nil {
+		return err
+	}
+	return r.fill([]string{r.spare})
 }
 
 func (r *rig) close() error {
@@ -103,6 +121,8 @@ type bedOptions struct {
 	cipher hw.Primitive // of the store
 	bare   bool         // no store above: records are counted and forgotten
 	state  disk.State   // what takes the records instead of a store, if not nil
+	own    *disk.Memory // disks in memory instead of the rig's
+	extent int64        // 0: the rig's
 }
 
 // bed is a fresh array with a store above it.
@@ -139,7 +159,7 @@ func (r *rig) open(ctx context.Context, o bedOptions) (_ *bed, err error) {
 		return nil, err
 	}
 	set, err := r.create(ctx, o, disk.CreateOptions{ArrayID: id, Paths: r.paths[o.set], Keys: b.keys, Force: true,
-		Geometry: disk.Geometry{Data: dataCells, Parity: parityCells, ExtentSize: r.extent}})
+		Geometry: disk.Geometry{Data: dataCells, Parity: parityCells, ExtentSize: cmp.Or(o.extent, r.extent)}})
 	if err != nil {
 		return nil, err
 	}
@@ -166,6 +186,12 @@ func (r *rig) open(ctx context.Context, o bedOptions) (_ *bed, err error) {
 
 // create makes the array on files or in memory.
 func (r *rig) create(ctx context.Context, o bedOptions, c disk.CreateOptions) (*disk.Set, error) {
+	if o.own != nil {
+		if err := o.own.Create(ctx, c); err != nil {
+			return nil, err
+		}
+		return o.own.Discover()
+	}
 	if !o.memory {
 		if err := disk.Create(ctx, c); err != nil {
 			return nil, err
@@ -184,6 +210,21 @@ func (r *rig) create(ctx context.Context, o bedOptions, c disk.CreateOptions) (*
 		return nil, err
 	}
 	return r.memory[o.set].Discover()
+}
+
+// reopen closes a bare array and opens it with the disks at paths alone.
+func (b *bed) reopen(ctx context.Context, crypto *hw.Engine, paths []string) error {
+	err := b.array.Close()
+	b.array = nil
+	if err != nil {
+		return err
+	}
+	set, err := disk.Discover(paths, false)
+	if err != nil {
+		return err
+	}
+	b.array, err = set.Open(ctx, disk.Options{Keys: b.keys, State: forget{}, Crypto: crypto})
+	return err
 }
 
 func (b *bed) close() error {

@@ -54,7 +54,7 @@ type adminOptions struct {
 }
 
 // newAdminHandler serves /livez, /readyz, /metrics, /array/status and, to this machine only, /array/check, /array/scrub,
-// /array/replace, /array/add, /array/remove and /debug/pprof.
+// /array/compact, /array/replace, /array/add, /array/remove and /debug/pprof.
 func newAdminHandler(opt adminOptions) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {
@@ -78,6 +78,9 @@ func newAdminHandler(opt adminOptions) http.Handler {
 	}
 	mux.HandleFunc("GET /array/scrub", withApp(opt.app, handleScrub))
 	mux.HandleFunc("POST /array/scrub", withApp(opt.app, handleScrub))
+	mux.HandleFunc("GET /array/compact", withApp(opt.app, handleCompact))
+	mux.HandleFunc("POST /array/compact", withApp(opt.app, handleCompact))
+	mux.HandleFunc("GET /array/compact/plan", withApp(opt.app, handleCompactPlan))
 	checking := make(chan struct{}, 1) // one at a time: it reads every disk from end to end
 	mux.HandleFunc("POST /array/check", withApp(opt.app, func(w http.ResponseWriter, r *http.Request, app *appliance) {
 		select {

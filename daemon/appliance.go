@@ -220,7 +220,7 @@ func tryAppliance(ctx context.Context, cfg *Config, getenv func(string) string, 
 	}
 	if mode.index != "" {
 		app.store, err = object.New(object.Options{IndexDir: mode.index, Rebuild: mode.rebuild, Keys: keys, Crypto: crypto,
-			Cipher: cipherOf(cfg, crypto), Logger: log})
+			Cipher: cipherOf(cfg, crypto), CompactEvery: time.Duration(cfg.Compact.Every), CompactRate: int64(cfg.Compact.Rate), Logger: log})
 		if err != nil {
 			app.keys.Close()
 			return nil, errors.Join(err, set.Close())
@@ -236,6 +236,9 @@ func tryAppliance(ctx context.Context, cfg *Config, getenv func(string) string, 
 	note()
 	mu.Unlock()
 	if app.store != nil {
+		if mode.readOnly {
+			app.store.PauseCompaction()
+		}
 		app.store.Start(object.OnArray(app.array))
 	}
 	st := app.array.Status()

@@ -52,7 +52,7 @@ func newArrayCommand(e env) *cobra.Command {
 		Args:  noArgs,
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newCreateCommand(e), newStatusCommand(e), newCheckCommand(e), newScrubCommand(e), newRebuildCommand(e),
+	cmd.AddCommand(newCreateCommand(e), newStatusCommand(e), newCheckCommand(e), newScrubCommand(e), newCompactCommand(e), newRebuildCommand(e),
 		newReplaceCommand(e), newAddCommand(e), newRemoveCommand(e), newIdentifyCommand(e), newEraseCommand(e), newExportCommand(e), newQualifyCommand(e))
 	return cmd
 }
@@ -373,8 +373,8 @@ Exit code 0 if every disk is healthy, 3 if the array is degraded, has lost data 
 }
 
 func newCheckCommand(e env) *cobra.Command {
-	var f arrayFlags
-	var repair bool
+	var f deepFlags
+	var repair, deep bool
 	cmd := &cobra.Command{
 		Use:   "check",
 		Short: "Read and verify everything in the array",
@@ -383,10 +383,31 @@ beside a running daemon or, when none runs, on the disks themselves, and reads a
 --repair bad cells are rewritten from the good ones. What a running daemon does by itself is "coffer array
 scrub", which also says what the words for bad cells mean. With admin: none the daemon cannot be asked.
 
+With --deep it is the array's fsck, for an array that no daemon serves. It changes nothing, and verifies that
+everything agrees: the log is replayed into an index of its own, and that is compared with the one on disk,
+entry by entry; live bytes, references and extents are reckoned anew; each bulk stripe that a record names must
+be there and whole, those that no record names are counted as garbage, or as never committed where they
+cannot be read; the list of freed stripes must fit the log; and every object is read, so that every tag is
+verified, or with --sample N one object in N. Objects sealed with customer keys are skipped and counted. Each
+fault is named. Two indexes are made below $TMPDIR, about 1 KiB an object each.
+
+What to do: a wrong index, filter, reference or count of live bytes is cured by coffer array rebuild-index; bad
+cells by --repair; lost stripes and objects that cannot be read must come from elsewhere.
+
 Exit code 0 if everything that was written is there, 3 if something is bad, missing or lost.`,
-		Example: "  coffer array check --data /var/lib/coffer\n  coffer array check --repair --json",
+		Example: "  coffer array check --data /var/lib/coffer\n  coffer array check --repair --json\n  coffer array check --deep --sample 10",
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			switch {
+			case deep && repair:
+				return usageError{errors.New("--deep changes nothing: leave --repair out")}
+			case !deep && cmd.Flags().Changed("sample"):
+				return usageError{errors.New("--sample goes with --deep")}
+			case f.sample < 0:
+				return usageError{errors.New("--sample: want 0 for no object, 1 for all, or N for one in N")}
+			case deep:
+				return f.run(cmd.Context(), e)
+			}
 			var rep disk.CheckReport
 			path := fmt.Sprintf("/array/check?repair=%t", repair)
 			err := f.withArray(cmd.Context(), e, http.MethodPost, path, &rep, repair, func(ctx context.Context, app *appliance) (err error) {
@@ -407,6 +428,8 @@ Exit code 0 if everything that was written is there, 3 if something is bad, miss
 	}
 	f.bindOpen(cmd)
 	cmd.Flags().BoolVar(&repair, "repair", false, "rewrite bad cells")
+	cmd.Flags().BoolVar(&deep, "deep", false, "verify that log, index, disks and accounts agree, and every object; the daemon must not run")
+	cmd.Flags().IntVar(&f.sample, "sample", 1, "with --deep, read one object in so many; 0 for none")
 	return cmd
 }
 
@@ -457,7 +480,11 @@ the index is lost, corrupt or behind; the command is for doubt. The daemon must 
 
 // withArray runs work on the array, or, when a daemon has it, asks that for doc at path. An array that cannot be opened is
 // unhealthy, and with --json is described all the same.
-func (f *arrayFlags) withArray(ctx context.Context, e env, method, path string, doc any, write bool, work func(context.Context, *appliance) error) (err error) {
+func (f *arrayFlags) withArray(ctx context.Context, e env, method, path string, doc any, write bool, work func(context.Context, *appliance) error) error {
+	return f.withArrayMode(ctx, e, method, path, doc, openMode{readOnly: !write}, work)
+}
+
+func (f *arrayFlags) withArrayMode(ctx context.Context, e env, method, path string, doc any, mode openMode, work func(context.Context, *appliance) error) (err error) {
 	cfg, err := f.load(e.getenv)
 	if err != nil {
 		return err
@@ -484,7 +511,7 @@ func (f *arrayFlags) withArray(ctx context.Context, e env, method, path string, 
 	if err != nil {
 		return err
 	}
-	app, err := openAppliance(ctx, &cfg, e.getenv, crypto, openMode{readOnly: !write}, log)
+	app, err := openAppliance(ctx, &cfg, e.getenv, crypto, mode, log)
 	if err != nil {
 		if errors.Is(err, kms.ErrLocked) || errors.Is(err, disk.ErrMembership) || errors.Is(err, disk.ErrKeys) {
 			err = fmt.Errorf("%w: %w", errUnhealthy, err)

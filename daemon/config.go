@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"go.yaml.in/yaml/v3"
+
+	"coffer/object"
 )
 
 // Config is the configuration file of `coffer serve`: YAML, one document, no unknown keys. Every field may be left out; a zero
@@ -91,6 +93,7 @@ type Config struct {
 	Hardware HardwareConfig `yaml:"hardware"`
 	Scrub    ScrubConfig    `yaml:"scrub"`
 	Spare    SpareConfig    `yaml:"spare"`
+	Compact  CompactConfig  `yaml:"compact"`
 	Limits   LimitsConfig   `yaml:"limits"`
 }
 
@@ -156,6 +159,15 @@ type SpareConfig struct {
 	Grace Period `yaml:"grace"`
 }
 
+// CompactConfig is about moving what is live out of bands that are mostly dead, which gives their space back.
+type CompactConfig struct {
+	// Every is how often bands below half live are looked for. Default: 1m.
+	Every Period `yaml:"every"`
+
+	// Rate is how many bytes are moved per second at most while no writer waits for space. Default: 64MiB.
+	Rate Size `yaml:"rate"`
+}
+
 // LimitsConfig bounds what clients may take.
 type LimitsConfig struct {
 	// Connections is how many may be open at once on each S3 listener. Default: 4096.
@@ -193,6 +205,7 @@ const (
 	minScrubEvery      = Period(time.Hour)
 	minScrubRate       = Size(1 << 20)
 	minSpareGrace      = Period(time.Second)
+	minCompactEvery    = Period(time.Second)
 )
 
 const day = 24 * time.Hour
@@ -333,6 +346,8 @@ func (c *Config) setDefaults() {
 	setDefault(&c.Scrub.Every, defaultScrubEvery)
 	setDefault(&c.Scrub.Rate, defaultScrubRate)
 	setDefault(&c.Spare.Grace, defaultSpareGrace)
+	setDefault(&c.Compact.Every, Period(object.DefaultCompactEvery))
+	setDefault(&c.Compact.Rate, Size(object.DefaultCompactRate))
 	setDefault(&c.Limits.Connections, defaultConnections)
 	setDefault(&c.Limits.Stall, defaultStall)
 	setDefault(&c.Limits.Idle, defaultIdle)
@@ -408,6 +423,12 @@ func (c *Config) Validate() error {
 	}
 	if c.Spare.Grace < minSpareGrace {
 		fault("spare.grace: %v is below %v", time.Duration(c.Spare.Grace), time.Duration(minSpareGrace))
+	}
+	if c.Compact.Every < minCompactEvery {
+		fault("compact.every: %v is below %v", time.Duration(c.Compact.Every), time.Duration(minCompactEvery))
+	}
+	if c.Compact.Rate < minScrubRate {
+		fault("compact.rate: %v is below %v", c.Compact.Rate, minScrubRate)
 	}
 	if n := c.Limits.Connections; n < 1 || n > maxConnectionLimit {
 		fault("limits.connections: %d is not in 1..%d", n, maxConnectionLimit)

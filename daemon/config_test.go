@@ -39,6 +39,7 @@ hardware: {pin: {aes-256-gcm: stdlib}}
 limits: {connections: 10, stall: 90s}
 scrub: {enabled: false, every: 7d, rate: 100MiB}
 spare: {grace: 1h}
+compact: {every: 5m, rate: 10MiB}
 `
 	c, err := loadConfig(writeTemp(t, "c.yaml", all))
 	if err != nil {
@@ -48,9 +49,10 @@ spare: {grace: 1h}
 		Data: "/srv/coffer", Listen: "10.0.0.1:443", HTTP: "127.0.0.1:80", Disks: []string{"/dev/sda", "/dev/sdb"},
 		EmbeddedDiskSize: 1 << 30, Algorithm: "chacha20-poly1305", S3: S3Config{"not-found", 400}, TLS: TLSConfig{Hosts: []string{"s3.example.org"}},
 		Log: LogConfig{Level: "debug", Format: "json"}, Hardware: HardwareConfig{Pin: map[string]string{"aes-256-gcm": "stdlib"}},
-		Limits: LimitsConfig{Connections: 10, Stall: 90 * time.Second},
-		Scrub:  ScrubConfig{Enabled: new(bool), Every: Period(7 * day), Rate: 100 << 20},
-		Spare:  SpareConfig{Grace: Period(time.Hour)},
+		Limits:  LimitsConfig{Connections: 10, Stall: 90 * time.Second},
+		Scrub:   ScrubConfig{Enabled: new(bool), Every: Period(7 * day), Rate: 100 << 20},
+		Compact: CompactConfig{Every: Period(5 * time.Minute), Rate: 10 << 20},
+		Spare:   SpareConfig{Grace: Period(time.Hour)},
 	}
 	if diff := cmp.Diff(want, c); diff != "" {
 		t.Errorf("config (-want +got):\n%s", diff)
@@ -107,6 +109,7 @@ func TestValidate(t *testing.T) {
 		"plaintext allowed":      {func(c *Config) { c.HTTP, c.AllowPlaintextOnNetwork = ":80", true }, nil},
 		"admin on network":       {func(c *Config) { c.Admin = "192.0.2.1:80" }, []string{"allow_admin_on_network: true"}},
 		"admin allowed":          {func(c *Config) { c.Admin, c.AllowAdminOnNetwork = ":80", true }, nil},
+		"compact too often":      {func(c *Config) { c.Compact.Every, c.Compact.Rate = 1, 1 }, []string{"compact.every: 1ns is below 1s", "compact.rate: 1B is below 1MiB"}},
 		"scrub too often":        {func(c *Config) { c.Scrub.Every, c.Scrub.Rate = Period(time.Minute), 1 }, []string{"scrub.every: 1m0s is below 1h0m0s", "scrub.rate: 1B is below 1MiB"}},
 		"admin off":              {func(c *Config) { c.Admin = "none" }, nil},
 		"all at once": {func(c *Config) {

@@ -162,8 +162,10 @@ func oneIf(b bool) float64 {
 	return 0
 }
 
-// arrayStates and diskStates are the closed sets of label values.
+// These are the closed sets of label values.
 var (
+	compactionStates = [...]string{"idle", "running", "paused"}
+
 	arrayStates = [...]string{"healthy", "degraded", "read-only", "stopped"}
 	diskStates  = [...]disk.DiskState{disk.DiskHealthy, disk.DiskSuspect, disk.DiskRebuilding, disk.DiskFenced, disk.DiskMissing,
 		disk.DiskStale, disk.DiskForeign, disk.DiskDraining, disk.DiskSpare}
@@ -334,11 +336,31 @@ func storeMetrics() func(chan<- prometheus.Metric, *appliance) {
 		counter("store_corrupt_segments_total", "Segments beyond repair.", func(s st) float64 { return float64(s.Corrupt) }),
 		counter("store_checkpoints_total", "Index checkpoints.", func(s st) float64 { return float64(s.Checkpoints) }),
 		counter("store_checkpoint_failures_total", "Index checkpoints that failed.", func(s st) float64 { return float64(s.CheckpointFailures) }),
+		gauge("store_live_bytes", "Space in bands that objects need.", func(s st) float64 { return float64(s.LiveBytes) }),
+		gauge("store_shadow_bytes", "Live space of records that are kept only because of others that they made vanish.", func(s st) float64 { return float64(s.ShadowBytes) }),
+		counter("compaction_bands_freed_total", "Bands that compaction gave back.", func(s st) float64 { return float64(s.BandsFreed) }),
+		counter("compaction_moved_bytes_total", "Bytes of records and stripes that compaction wrote again.", func(s st) float64 { return float64(s.MovedBytes) }),
+		counter("compaction_reclaimed_bytes_total", "Space of the bands given back.", func(s st) float64 { return float64(s.ReclaimedBytes) }),
+		gauge("compaction_waiting_writers", "Requests that wait for compaction to make room.", func(s st) float64 { return float64(s.WaitingWriters) }),
+		gauge("compaction_last_pass_timestamp_seconds", "When the last pass ended, Unix time; 0 for none yet.", func(s st) float64 {
+			if s.LastCompaction.IsZero() {
+				return 0
+			}
+			return float64(s.LastCompaction.UnixMilli()) / 1000
+		}),
 	}
+	states := gauge("compaction_state", "1 for the state that compaction is in.", func(v float64) float64 { return v }, "state")
+	amplification := gauge("write_amplification_ratio", "Bytes written to all disks, parity included, for each byte accepted from clients, since the start; 0 before the first.",
+		func(v float64) float64 { return v })
 	return func(ch chan<- prometheus.Metric, app *appliance) {
 		stats := app.store.Stats()
 		for _, m := range samples {
 			m.send(ch, &stats)
 		}
+		c := app.compaction()
+		for _, s := range compactionStates {
+			states.send(ch, oneIf(s == c.State), s)
+		}
+		amplification.send(ch, c.Amplification)
 	}
 }

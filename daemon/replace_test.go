@@ -63,8 +63,12 @@ func TestReplaceCommand(t *testing.T) {
 		t.Fatalf("refused and dry runs changed something: %+v", got.Disks[2])
 	}
 
-	code, out, errText := coffer(t, "array", "replace", "--data", dir, "--yes", "--wait", st.Disks[2].Path, fresh)
-	if code != exitOK || !strings.Contains(out, "is being rebuilt") || !strings.Contains(errText, "slot 2 is rebuilt") {
+	code, out, errText := coffer(t, "array", "replace", "--data", dir, "--json", "--wait", st.Disks[2].Path, fresh)
+	var rep replacement
+	if err := json.Unmarshal([]byte(out), &rep); err != nil || rep.Slot != 2 || rep.New != fresh { // one document, whatever waiting takes
+		t.Errorf("%v: %s", err, out)
+	}
+	if code != exitOK || !strings.Contains(errText, "slot 2 is rebuilt") {
 		t.Fatalf("replace: exit %d: %s%s", code, out, errText)
 	}
 	if got := statusOf(t, dir); got.State != "healthy" || got.Disks[2].Path != fresh {
@@ -87,6 +91,19 @@ func TestReplaceCommand(t *testing.T) {
 	creds := in.creds
 	in = startDaemon(t, dir, nil)
 	in.creds = creds // shown at the first start only
+	// A daemon that cannot be asked any more while its rebuild is waited for: its state is told, but not as a second document.
+	addr := filepath.Join(dataDir(dir).run(), "admin.addr")
+	if err := os.Rename(addr, addr+".away"); err != nil {
+		t.Fatal(err)
+	}
+	var doc, text bytes.Buffer
+	f := arrayFlags{json: true, serveFlags: serveFlags{data: dir}}
+	if err := f.waitRebuilt(t.Context(), env{stdout: &doc, stderr: &text, getenv: func(string) string { return "" }}, 0); err == nil || doc.Len() > 0 {
+		t.Errorf("%v, printed %q", err, &doc)
+	}
+	if err := os.Rename(addr+".away", addr); err != nil {
+		t.Fatal(err)
+	}
 	if got := in.want(t, http.StatusOK, http.MethodGet, in.https+"/bucket/key", nil); !bytes.Equal(got, body) {
 		t.Error("with two old disks gone the object is another")
 	}

@@ -28,6 +28,7 @@ type Array struct {
 	opt    Options
 	logger *slog.Logger
 	geo    Geometry
+	lanes  int // stripes that a walk reads at once
 	codec  *codec
 	group  blockdev.Group
 	// Four arenas, so that those who wait for one kind of buffer never hold back those who could free another: bulk stripes
@@ -49,6 +50,8 @@ type Array struct {
 	room   room
 	tight  atomic.Bool // new data should wait for compaction
 	full   atomic.Bool // only the reserve is left
+
+	waiting atomic.Int64 // callers in Admit
 
 	// table holds the disks by slot. It is replaced as a whole, under mu; a disk's identity and device never change.
 	table atomic.Pointer[[]*disk]

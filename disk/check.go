@@ -33,8 +33,9 @@ type CheckReport struct {
 	// Unfinished stripes and superblock copies were on their way when the power failed: nothing acknowledged is in them. Opening the
 	// array for writing completes them.
 	Unfinished int             `json:"unfinished"`
-	Found      map[Verdict]int `json:"found"` // cells and copies by verdict
-	Disks      []DiskReport    `json:"disks"` // by slot
+	Torn       int             `json:"torn_stripes,omitempty"` // bulk stripes that cannot be decoded and that no record names: never committed
+	Found      map[Verdict]int `json:"found"`                  // cells and copies by verdict
+	Disks      []DiskReport    `json:"disks"`                  // by slot
 	Faults     []string        `json:"faults,omitempty"`
 	Losses     []Loss          `json:"losses,omitempty"`
 }
@@ -75,6 +76,20 @@ type CheckOptions struct {
 	Repair   bool                  // rewrite bad cells
 	Sample   int                   // open the records of one packed stripe in so many; 0: of none
 	Progress func(done, total int) // bands; may be nil
+	// Named is told of each bulk stripe that is found, and says whether a record names it: one that cannot be decoded is lost if so, and
+	// was never committed if not. nil: not known, and judged by the circumstances.
+	Named func(s FoundStripe) bool
+	// Bytes is told how much of the extents in use is behind the check. May be nil.
+	Bytes func(done, total int64)
+}
+
+// FoundStripe is a bulk stripe that lies on the disks.
+type FoundStripe struct {
+	Band      uint64
+	Off       uint32 // blocks
+	Data      uint8  // data cells
+	Bytes     int64  // of each extent
+	Decodable bool   // enough cells are good
 }
 
 // Check reads every superblock copy and every stripe of every band past all caches and verifies each cell, and parity against data.
@@ -102,8 +117,8 @@ type pass struct {
 	unclean bool    // the array was not closed, and is read only
 	last    []*band // with unclean: bulk bands that could have unfinished stripes
 	packed  int     // stripes seen, for the sample
-	scratch []byte  // for recomputed parity
 
+	lanes  func() int                  // how many stripes are read at once; nil: as many as go
 	pace   func(context.Context) error // called behind each step, when the pass holds nothing; may be nil
 	passed func(*band)                 // called behind each band; may be nil
 
@@ -240,6 +255,9 @@ func (p *pass) band(ctx context.Context, b *band, behind int64) error {
 		}
 		off = next
 		p.done.Store(behind + int64(off)*BlockSize*int64(len(b.members)))
+		if p.opt.Bytes != nil {
+			p.opt.Bytes(p.done.Load(), p.total)
+		}
 		if p.pace != nil {
 			if err := p.pace(ctx); err != nil {
 				return err
@@ -265,6 +283,9 @@ func (p *pass) step(ctx context.Context, b *band, off uint32) (uint32, error) {
 		}
 		return 1, nil
 	}
+	if next, err := p.batch(ctx, b, off); err != nil || next > off {
+		return next, err
+	}
 	w, next, err := p.a.nextStripe(ctx, p, b, off)
 	if err != nil || w == nil {
 		return p.a.geo.extentBlocks(), err
@@ -276,11 +297,81 @@ func (p *pass) step(ctx context.Context, b *band, off uint32) (uint32, error) {
 	return next, p.stripe(w)
 }
 
+// maxLanes is how many stripes of a band are read at once, at most.
+const maxLanes = 8
+
+// batch verifies several stripes of a band that follow each other from block off on, which it reads at once, so that disks and
+// processors work at the same time. It returns where they end: off where a stripe needs a closer look.
+func (p *pass) batch(ctx context.Context, b *band, off uint32) (uint32, error) {
+	lanes := p.a.lanes
+	if p.lanes != nil {
+		lanes = min(lanes, p.lanes())
+	}
+	if lanes < 2 {
+		return off, nil
+	}
+	var found []*wholeStripe
+	var wg sync.WaitGroup
+	read := make([]*wholeStripe, lanes)
+	for at, i := off, 0; i < lanes; i++ {
+		heads, err := p.a.headsAt(ctx, p, b, at)
+		if err != nil || len(heads) != 1 {
+			break
+		}
+		wg.Go(func() { read[i] = p.readJudged(ctx, b, heads[0]) })
+		at += heads[0].blocks
+	}
+	wg.Wait()
+	for i, w := range read {
+		if w == nil {
+			for _, w := range read[i:] {
+				if w != nil {
+					w.release() // behind one that could not be read
+				}
+			}
+			break
+		}
+		found = append(found, w)
+	}
+	var err error
+	for _, w := range found {
+		if err == nil {
+			err = p.stripe(w)
+			off += w.head.blocks
+		}
+		w.release()
+	}
+	return off, err
+}
+
+// readJudged reads a stripe and compares parity and data if all cells are good; nil where that fails.
+func (p *pass) readJudged(ctx context.Context, b *band, h header) *wholeStripe {
+	w, err := p.a.readWholeBy(ctx, p, b, h)
+	if err != nil {
+		return nil
+	}
+	if w.goodCells() == w.width() {
+		if w.mismatched, err = p.contradicts(w); err != nil {
+			w.release()
+			return nil
+		}
+		w.judged = true
+	}
+	return w
+}
+
 // stripe verifies one that stands.
 func (p *pass) stripe(w *wholeStripe) error {
 	b, h := w.band, &w.head
 	void := b.kind == kindPacked && h.stripe > min(p.limit[b.num], p.until) || b.kind == kindBulk && b.epoch >= p.epoch && h.stripe >= p.bulkUntil
 	torn := b.kind == kindBulk && w.goodCells() < int(h.data) && (b.epoch != p.epoch || p.a.bulk.isSpoilt(b))
+	if p.opt.Named != nil && b.kind == kindBulk {
+		named := p.opt.Named(FoundStripe{Band: b.num, Off: h.off, Data: h.data, Bytes: int64(h.blocks) * BlockSize, Decodable: w.goodCells() >= int(h.data)})
+		void, torn = false, !named && w.goodCells() < int(h.data)
+		if torn {
+			p.note(func(r *CheckReport) { r.Torn++ })
+		}
+	}
 	if void && !p.a.opt.faults.noInFlight || torn {
 		return nil // never acknowledged, not yet, or a torn stripe that no record names
 	}
@@ -378,9 +469,15 @@ func (a *Array) judgeCell(w *wholeStripe, role int, found []byte, decodable bool
 // paritySlice is how much parity is recomputed at a time, bytes of each cell.
 const paritySlice = 64 << 10
 
+// parityScratch holds memory for recomputed parity.
+var parityScratch = sync.Pool{New: func() any { return new([]byte) }}
+
 // contradicts reports whether the parity cells that are good are not those of the data cells of a complete stripe. A checksum proves that
 // a cell is as it was written, not that it was written right.
 func (p *pass) contradicts(w *wholeStripe) (bool, error) {
+	if w.judged {
+		return w.mismatched, nil
+	}
 	d, n := int(w.head.data), w.width()
 	if n == d {
 		return false, nil
@@ -389,14 +486,17 @@ func (p *pass) contradicts(w *wholeStripe) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	if need := (n - d) * paritySlice; len(p.scratch) < need {
-		p.scratch = make([]byte, need)
+	mem := parityScratch.Get().(*[]byte)
+	defer parityScratch.Put(mem)
+	if need := (n - d) * paritySlice; len(*mem) < need {
+		*mem = make([]byte, need)
 	}
+	scratch := *mem
 	var shards [MaxWidth][]byte
 	for at := w.head.start(); at < len(w.cells[0]); at += paritySlice {
 		end := min(at+paritySlice, len(w.cells[0]))
 		for r := range n {
-			if shards[r] = p.scratch[max(r-d, 0)*paritySlice:][:end-at]; r < d {
+			if shards[r] = scratch[max(r-d, 0)*paritySlice:][:end-at]; r < d {
 				shards[r] = w.cells[r][at:end]
 			}
 		}
@@ -649,6 +749,44 @@ func (p *pass) superCopy(d *disk, want *superblock, c int, raw []byte) (bool, er
 	}
 	return true, err
 }
+
+// Accounts compares the books of the disks' extents with the bands that lie on them, and returns what differs.
+func (a *Array) Accounts() (faults []string) {
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	owner := map[bandMember]uint64{}
+	for _, b := range a.bands {
+		for _, m := range b.members {
+			if other, taken := owner[m]; taken {
+				faults = append(faults, fmt.Sprintf("disk %d extent %d: belongs to bands %x and %x", m.slot, m.extent, other, b.num))
+			}
+			owner[m] = b.num
+		}
+	}
+	for _, d := range a.slots() {
+		free := 0
+		for e := range d.extents {
+			band, taken := owner[bandMember{slot: d.slot, extent: e}]
+			switch used := d.used[e]; {
+			case taken && !used:
+				faults = append(faults, fmt.Sprintf("disk %d extent %d: belongs to band %x and counts as free", d.slot, e, band))
+			case used && !taken:
+				faults = append(faults, fmt.Sprintf("disk %d extent %d: counts as used and belongs to no band", d.slot, e))
+			}
+			if !d.used[e] {
+				free++
+			}
+		}
+		if free != d.free {
+			faults = append(faults, fmt.Sprintf("disk %d: %d extents are free, and %d are counted", d.slot, free, d.free))
+		}
+	}
+	slices.Sort(faults)
+	return faults
+}
+
+// LastStripe is the number of the last packed stripe that is acknowledged.
+func (a *Array) LastStripe() uint64 { return a.log.acked.Load() }
 
 // numbering finds holes in the packed stream: a stripe of which no header is left cannot be seen otherwise.
 type numbering struct {

@@ -92,6 +92,8 @@ type Record struct {
 	Data []byte
 	// Essential records may use the space kept in reserve, so that a full array can still delete.
 	Essential bool
+	// Patient records may wait a moment for others, so that their stripes are full: for those who append many at once.
+	Patient bool
 }
 
 // Entry is a record as applied or replayed.

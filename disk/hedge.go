@@ -215,7 +215,7 @@ func (a *Array) race(ctx context.Context, b *band, late []*blockdev.Op, fetch fu
 
 // answer brings what the reads of a view did not: from other cells by fetch, which take puts in place, or from late reads
 // that end after all. lacks tells whether something is still missing, and whether late reads alone would bring it.
-func (v *View) answer(ctx context.Context, lacks func() (some, late bool), fetch func() func(context.Context) (rebuilt, error), take func(rebuilt)) error {
+func (v *View) answer(ctx context.Context, lacks func() (some, late bool), fetch func(racing bool) func(context.Context) (rebuilt, error), take func(rebuilt)) error {
 	a := v.a
 	hedged := false
 	for {
@@ -231,9 +231,9 @@ func (v *View) answer(ctx context.Context, lacks func() (some, late bool), fetch
 		var r rebuilt
 		var err error
 		if byLate && len(late) > 0 && a.opt.manual == nil {
-			r, err = a.race(ctx, v.band, late, fetch())
+			r, err = a.race(ctx, v.band, late, fetch(true))
 		} else {
-			r, err = fetch()(ctx)
+			r, err = fetch(false)(ctx)
 		}
 		switch {
 		case err == nil && r.cells == nil:

@@ -356,7 +356,7 @@ func (a *Array) startDrains() {
 			continue
 		}
 		ctx, cancel := context.WithCancel(a.ctx)
-		r := &rebuilding{cancel: cancel, started: a.now()}
+		r := a.newRebuilding(cancel)
 		d.drain = r
 		if a.opt.manual == nil {
 			a.tasks.Go(func() { a.drainDisk(ctx, d, r) })
@@ -508,7 +508,6 @@ func (a *Array) copyMember(ctx context.Context, r *rebuilding, b, moved *band, p
 		return err
 	}
 	limit := a.newRecovery().limit[b.num]
-	pace := pace{a: a, last: time.Now(), seen: a.callerOps()}
 	return a.eachStripe(ctx, b, func(w *wholeStripe) error {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -526,17 +525,18 @@ func (a *Array) copyMember(ctx context.Context, r *rebuilding, b, moved *band, p
 			}
 		}
 		w.band = moved
-		ops := []blockdev.Op{a.cellWrite(w, role, to)}
-		err := a.group.Run(ops)
-		w.ops = append(w.ops, ops...)
-		if err == nil && ops[0].Err != nil {
-			if err = a.log.fail([]*disk{to}); err == nil {
-				err = ops[0].Err
+		return r.pace.piece(ctx, len(w.cells[role])*int(w.head.data), func() error {
+			ops := []blockdev.Op{a.cellWrite(w, role, to)}
+			err := a.group.Run(ops)
+			w.ops = append(w.ops, ops...)
+			if err == nil && ops[0].Err != nil {
+				if err = a.log.fail([]*disk{to}); err == nil {
+					err = ops[0].Err
+				}
 			}
-		}
-		r.bytes.Add(int64(len(w.cells[role])))
-		pace.wait(ctx, len(w.cells[role])*int(w.head.data))
-		return err
+			r.bytes.Add(int64(len(w.cells[role])))
+			return err
+		})
 	})
 }
 

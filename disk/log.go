@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"coffer/disk/internal/blockdev"
 )
@@ -22,6 +23,12 @@ const (
 // maxQueue bounds the records that wait for a stripe.
 const maxQueue = 16384
 
+// Patient records wait for others as long as this, or until there are so many.
+const (
+	patience   = 20 * time.Millisecond
+	maxPatient = 128
+)
+
 // packedLog is the packed stream: it gathers records into stripes (group commit), has several stripes in flight, and
 // acknowledges them strictly in order.
 type packedLog struct {
@@ -37,6 +44,8 @@ type packedLog struct {
 	opening  bool            // a band is being fetched or an epoch begun: nobody else may
 	reserved bool            // the open band comes from the reserve: essential records only
 	applying bool            // a writer applies finished stripes
+	timing   bool            // patient records have waited long enough when a timer runs out
+	due      bool            // it has
 	paused   bool            // a disk failed: nothing new until the next epoch has begun
 	closing  bool            // nothing new is taken
 	failed   []*disk
@@ -107,8 +116,35 @@ func (p *packedLog) enqueue(r *request) error {
 		return fmt.Errorf("append: %w", ErrFull)
 	}
 	p.queue = append(p.queue, r)
+	p.bePatient()
 	p.wake.Broadcast()
 	return nil
+}
+
+// bePatient bounds how long what waits may wait for more; mu is held.
+func (p *packedLog) bePatient() {
+	if p.timing || len(p.queue) == 0 || !p.queue[0].rec.Patient || p.a.opt.manual != nil {
+		return
+	}
+	p.timing = true
+	time.AfterFunc(patience, func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.timing, p.due = false, len(p.queue) > 0
+		p.wake.Broadcast()
+	})
+}
+
+// worthwhile reports whether what waits may become a stripe: patient records alone wait for more; mu is held.
+func (p *packedLog) worthwhile() bool {
+	full := p.a.geo.Data * min(maxCellBlocks, int(p.a.geo.extentBlocks())-1) * BlockSize
+	n := 0
+	for i, r := range p.queue {
+		if n += r.cost(); !r.rec.Patient || n >= full || i >= maxPatient {
+			return true
+		}
+	}
+	return p.due || p.closing || p.a.opt.manual != nil
 }
 
 // run is a writer: it cuts stripes, writes them and finishes them until the log stops.
@@ -143,7 +179,7 @@ func (p *packedLog) wait() *packedStripe {
 
 // canCut reports whether a stripe could be formed now; mu is held.
 func (p *packedLog) canCut() bool {
-	return p.err == nil && !p.paused && !p.opening && len(p.queue) > 0 && len(p.inflight) < maxInflight
+	return p.err == nil && !p.paused && !p.opening && len(p.queue) > 0 && len(p.inflight) < maxInflight && p.worthwhile()
 }
 
 // cut forms a stripe of what waits and takes its place in the band; mu is held, and let go while a band is opened. It returns
@@ -163,7 +199,8 @@ func (p *packedLog) cut() *packedStripe {
 	}
 	n := lay.ends[len(lay.ends)-1]
 	s := &packedStripe{num: p.next, band: b, off: b.end, lay: lay, reqs: append([]*request(nil), p.queue[:n]...)}
-	p.queue = append(p.queue[:0], p.queue[n:]...)
+	p.queue, p.due = append(p.queue[:0], p.queue[n:]...), false
+	p.bePatient()
 	for i, r := range s.reqs {
 		if r.seq = r.rec.Seq; r.seq == 0 {
 			r.seq = s.num<<seqBits | uint64(i)

@@ -385,8 +385,10 @@ func newArray(opt Options, devs []blockdev.Device, head *superblock, disks []*di
 		limit = defaultArena
 	}
 	small := int64(head.geo.width()*maxCellBlocks*BlockSize)*2*maxInflight + 2*superMemory(MaxDisks)
+	stripe := int64(head.geo.width() * maxCellBlocks * BlockSize)
+	lanes := min(max(limit/8/stripe, 1), maxLanes)
 	a := &Array{
-		opt: opt, logger: opt.Logger, geo: head.geo, group: group, super: *head,
+		lanes: int(lanes), opt: opt, logger: opt.Logger, geo: head.geo, group: group, super: *head,
 		codec: newCodec(head.array, opt.Keys.CellKey(), opt.Crypto, opt.faults),
 		bands: map[uint64]*band{}, ahead: map[kind]*aheadBand{}, repair: make(chan repairTask, 64),
 		room:   room{pressure: make(chan struct{}, 1)},
@@ -396,10 +398,13 @@ func newArray(opt Options, devs []blockdev.Device, head *superblock, disks []*di
 	if opt.Crypto != nil {
 		a.encoded, a.rebuilt = opt.Crypto.Meter(hw.ReedSolomon, hw.Encode), opt.Crypto.Meter(hw.ReedSolomon, hw.Reconstruct)
 	}
+	if opt.manual != nil {
+		a.lanes = 1
+	}
 	if s := opt.arenas; s != nil {
 		a.arena, a.reads, a.rebuild, a.meta = s[0], s[1], s[1], s[2]
 	} else {
-		a.arena, a.reads, a.rebuild, a.meta = newArena(limit/2), newArena(limit/2), newArena(small), newArena(small)
+		a.arena, a.reads, a.rebuild, a.meta = newArena(limit/2), newArena(limit/2), newArena(small+lanes*stripe), newArena(small)
 	}
 	a.table.Store(&disks)
 	a.ctx, a.cancel = context.WithCancel(context.Background())

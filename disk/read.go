@@ -192,16 +192,22 @@ func (v *View) readRows(ctx context.Context) error {
 	})
 }
 
-// fetchRows returns what reconstructs the cells that could not be read, row range by row range, from any others.
-func (v *View) fetchRows() func(context.Context) (rebuilt, error) {
+// fetchRows returns what reconstructs the cells that could not be read, row range by row range, from any others. What was read already
+// is not read again, but for a race, which may outlive the view's memory.
+func (v *View) fetchRows(racing bool) func(context.Context) (rebuilt, error) {
 	a, b, off, d := v.a, v.band, v.stripe.Off, int(v.stripe.Data)
 	row0, row1 := v.lostRows()
 	var lost [MaxWidth]bool
+	var known [MaxWidth][]byte
 	for j := range d {
-		lost[j] = v.cells[j].rows > 0 && !v.cells[j].ok
+		c := &v.cells[j]
+		lost[j] = c.rows > 0 && !c.ok
+		if c.ok && !racing && c.row0 <= row0 && c.row0+c.rows >= row1 {
+			known[j] = c.mem[(row0-c.row0)*SegmentSize:][:(row1-row0)*SegmentSize]
+		}
 	}
 	return func(ctx context.Context) (rebuilt, error) {
-		return a.rebuildRange(ctx, b, off, d, slotOffset(row0), (row1-row0)*SegmentSize, func(role int) bool { return !lost[role] })
+		return a.rebuildRange(ctx, b, off, d, slotOffset(row0), (row1-row0)*SegmentSize, known[:d], func(role int) bool { return !lost[role] })
 	}
 }
 
@@ -245,8 +251,8 @@ func (v *View) fix(i int, p []byte) {
 }
 
 // rebuildRange reads n bytes at byte offset at of enough cells of a stripe and reconstructs the data cells for which use says
-// false. The result is by role, and holds what was reconstructed.
-func (a *Array) rebuildRange(ctx context.Context, b *band, off uint32, data, at, n int, use func(role int) bool) (rebuilt, error) {
+// false. The first cells may be known already. The result is by role, and holds what was reconstructed.
+func (a *Array) rebuildRange(ctx context.Context, b *band, off uint32, data, at, n int, known [][]byte, use func(role int) bool) (rebuilt, error) {
 	width := data + b.parity
 	buf, err := a.rebuild.Get(ctx, width*n)
 	if err != nil {
@@ -258,7 +264,7 @@ func (a *Array) rebuildRange(ctx context.Context, b *band, off uint32, data, at,
 	for _, lagging := range []bool{false, true} { // those last
 		for role := range width {
 			pos := (rotation(b.num, off, len(b.members)) + role) % len(b.members)
-			if !use(role) || a.slots()[b.members[pos].slot].lags() != lagging || slices.Contains(roles, role) {
+			if !use(role) || role < len(known) && known[role] != nil || a.slots()[b.members[pos].slot].lags() != lagging || slices.Contains(roles, role) {
 				continue
 			}
 			if op, ok := a.hedgedOp(b, pos, off, at, mem[role*n:][:n:n]); ok {
@@ -271,12 +277,18 @@ func (a *Array) rebuildRange(ctx context.Context, b *band, off uint32, data, at,
 	have := 0
 	count := func() {
 		have = 0
+		for _, p := range known {
+			if p != nil {
+				have++
+			}
+		}
 		for i := range begun {
 			if ops[i].Err == nil {
 				have++
 			}
 		}
 	}
+	count()
 	for have < data && begun < len(ops) && err == nil {
 		batch := ops[begun:min(begun+data-have, len(ops))]
 		begun += len(batch)
@@ -303,6 +315,11 @@ func (a *Array) rebuildRange(ctx context.Context, b *band, off uint32, data, at,
 	for i := range begun {
 		if ops[i].Err == nil {
 			shards[roles[i]] = ops[i].Buf
+		}
+	}
+	for r, p := range known {
+		if p != nil {
+			shards[r] = p
 		}
 	}
 	if slices.Contains(want, true) {
@@ -377,7 +394,7 @@ func (v *View) answerPacked(ctx context.Context, from, n int, mem []byte) error 
 		}
 	}
 	a, b, loc := v.a, v.band, v.loc
-	return v.answer(ctx, lacks, func() func(context.Context) (rebuilt, error) {
+	return v.answer(ctx, lacks, func(bool) func(context.Context) (rebuilt, error) {
 		return func(ctx context.Context) (rebuilt, error) { return a.rebuildPacked(ctx, b, loc, from, n) }
 	}, take)
 }
@@ -391,7 +408,7 @@ func (a *Array) rebuildPacked(ctx context.Context, b *band, l Loc, from, n int) 
 	if from+n > int(h.blocks)*BlockSize || l.Role >= h.data {
 		return rebuilt{}, fmt.Errorf("read %x/%d: outside its cell: %w", l.Band, l.Off, ErrCorrupt)
 	}
-	return a.rebuildRange(ctx, b, l.Off, int(h.data), from, n, func(r int) bool { return r != int(l.Role) })
+	return a.rebuildRange(ctx, b, l.Off, int(h.data), from, n, nil, func(r int) bool { return r != int(l.Role) })
 }
 
 // anyHeader reads headers at a stripe's offset until one is valid.

@@ -332,6 +332,28 @@ func (a *Array) probe(ctx context.Context, b *band, off uint32) (*wholeStripe, e
 
 // probeBy is probe with reads by run.
 func (a *Array) probeBy(ctx context.Context, run runner, b *band, off uint32) (*wholeStripe, error) {
+	heads, err := a.headsAt(ctx, run, b, off)
+	if err != nil {
+		return nil, err
+	}
+	var best *wholeStripe
+	for _, h := range heads {
+		w, err := a.readWholeBy(ctx, run, b, h)
+		if err != nil {
+			continue
+		}
+		if best == nil || w.goodCells()-int(w.head.data) > best.goodCells()-int(best.head.data) {
+			best, w = w, best
+		}
+		if w != nil {
+			w.release()
+		}
+	}
+	return best, nil
+}
+
+// headsAt returns a valid header of each stripe that seems to begin at block off of a band: more than one where a cell is stale.
+func (a *Array) headsAt(ctx context.Context, run runner, b *band, off uint32) (seen []header, err error) {
 	if off >= a.geo.extentBlocks() {
 		return nil, nil
 	}
@@ -353,14 +375,6 @@ func (a *Array) probeBy(ctx context.Context, run runner, b *band, off uint32) (*
 	if err := run.run(ops); err != nil {
 		return nil, err
 	}
-	var best *wholeStripe
-	found := false
-	defer func() {
-		if best != nil && !found {
-			best.release()
-		}
-	}()
-	var seen []header
 	for i := range ops {
 		if ops[i].Err != nil {
 			continue
@@ -370,19 +384,8 @@ func (a *Array) probeBy(ctx context.Context, run runner, b *band, off uint32) (*
 			continue
 		}
 		seen = append(seen, h)
-		w, err := a.readWholeBy(ctx, run, b, h)
-		if err != nil {
-			continue
-		}
-		if best == nil || w.goodCells()-int(w.head.data) > best.goodCells()-int(best.head.data) {
-			best, w = w, best
-		}
-		if w != nil {
-			w.release()
-		}
 	}
-	found = true
-	return best, nil
+	return seen, nil
 }
 
 // recover brings the state up to the end of the log and returns the number of the last packed stripe that stands. Stripes that

@@ -22,6 +22,8 @@ type wholeStripe struct {
 	dark  [MaxWidth]bool // bad because the disk failed the read
 	// unread counts the cells of which the disk said nothing: it is gone, or failed the read.
 	unread int
+	// judged: whether parity is that of the data was found out already, and mismatched is the answer.
+	judged, mismatched bool
 }
 
 func (w *wholeStripe) width() int { return int(w.head.data) + int(w.head.parity) }
@@ -49,7 +51,24 @@ func (a *Array) readWhole(ctx context.Context, b *band, like header) (*wholeStri
 }
 
 // readWholeBy is readWhole with reads by run.
-func (a *Array) readWholeBy(ctx context.Context, run runner, b *band, like header) (_ *wholeStripe, err error) {
+func (a *Array) readWholeBy(ctx context.Context, run runner, b *band, like header) (*wholeStripe, error) {
+	return a.readCells(ctx, run, b, like, func(int) bool { return true })
+}
+
+// readEnough reads as many cells of a stripe as the one of a role can be computed from. They may prove bad.
+func (a *Array) readEnough(ctx context.Context, b *band, like header, role int) (*wholeStripe, error) {
+	left := int(like.data)
+	return a.readCells(ctx, a, b, like, func(r int) bool {
+		if r == role || left == 0 || a.readable(b, like.member(r)) == nil {
+			return false
+		}
+		left--
+		return true
+	})
+}
+
+// readCells reads and verifies the cells of a stripe that are wanted; the others count as missing.
+func (a *Array) readCells(ctx context.Context, run runner, b *band, like header, wanted func(role int) bool) (_ *wholeStripe, err error) {
 	w := &wholeStripe{a: a, band: b, head: like}
 	read := false
 	defer func() {
@@ -66,6 +85,9 @@ func (a *Array) readWholeBy(ctx context.Context, run runner, b *band, like heade
 	var roles []int
 	for r := range n {
 		w.cells[r] = buf.Bytes()[r*size:][:size:size]
+		if !wanted(r) {
+			continue
+		}
 		if op, ok := a.op(b, like.member(r), like.off, 0, w.cells[r]); ok {
 			w.ops = append(w.ops, op)
 			roles = append(roles, r)
@@ -347,7 +369,7 @@ func (w *wholeStripe) tryLeavingOut(role int, accept func() bool) bool {
 	return false
 }
 
-// reconstructOnly fills the payload of one data cell from the cells that use allows.
+// reconstructOnly fills the payload of one cell from the cells that use allows.
 func (w *wholeStripe) reconstructOnly(role int, use func(int) bool) error {
 	start := w.head.start()
 	shards := make([][]byte, w.width())

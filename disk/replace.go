@@ -11,14 +11,16 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"coffer/disk/internal/blockdev"
 )
 
 // ErrReplace: a disk cannot take the place of another.
 var ErrReplace = errors.New("disk cannot be replaced")
 
-// rebuildWorkers is how many bands are rebuilt at once, so that reading, computing and writing overlap.
-const rebuildWorkers = 4
+// rebuildWorkers is how many bands are rebuilt at once, so that one begins while another ends.
+const rebuildWorkers = 2
 
 // Rebuild is how far the rebuilding of a disk has come.
 type Rebuild struct {
@@ -39,6 +41,7 @@ type rebuilding struct {
 	left    atomic.Int64
 	failed  atomic.Int64
 	bytes   atomic.Int64
+	pace    pace
 }
 
 func (r *rebuilding) status() *Rebuild {
@@ -164,6 +167,10 @@ func (b *band) position(slot int) int {
 // isHollow reports whether the cells of a member are not written yet, as its disk is being rebuilt.
 func (b *band) isHollow(pos int) bool { return b.hollow.Load()>>pos&1 != 0 }
 
+func (a *Array) newRebuilding(cancel context.CancelFunc) *rebuilding {
+	return &rebuilding{cancel: cancel, started: a.now(), pace: pace{a: a, lane: make(chan struct{}, 1)}}
+}
+
 // startRebuilds goes on with disks that are not whole.
 func (a *Array) startRebuilds() {
 	a.mu.Lock()
@@ -173,7 +180,7 @@ func (a *Array) startRebuilds() {
 			continue
 		}
 		ctx, cancel := context.WithCancel(a.ctx)
-		r := &rebuilding{cancel: cancel, started: a.now()}
+		r := a.newRebuilding(cancel)
 		d.rebuild = r
 		if a.opt.manual == nil {
 			a.tasks.Go(func() { a.rebuildDisk(ctx, d, r) })
@@ -276,32 +283,18 @@ func (a *Array) rebuildBand(ctx context.Context, d *disk, r *rebuilding, b *band
 	if err := a.prepareExtent(d.dev, b.members[pos].extent); err != nil {
 		return err
 	}
-	limit := a.newRecovery().limit[b.num]
-	lost := 0
-	pace := pace{a: a, last: time.Now(), seen: a.callerOps()}
-	err = a.eachStripe(ctx, b, func(w *wholeStripe) error {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		if b.kind == kindPacked && w.head.stripe > limit {
-			return nil // void
-		}
-		if w.goodCells() < int(w.head.data) {
-			if b.kind == kindPacked {
-				lost++
-			}
-			return nil // of a bulk stripe that no record names, or lost: a check tells
-		}
-		n, err := a.rebuildCell(w, d, pos)
-		r.bytes.Add(int64(n))
-		pace.wait(ctx, n*int(w.head.data))
-		return err
-	})
-	if err != nil {
+	c := &cellRebuild{d: d, r: r, b: b, pos: pos, limit: a.newRecovery().limit[b.num]}
+	if err := a.rebuildCells(ctx, c); err != nil {
 		return err
 	}
-	if lost > 0 {
-		return fmt.Errorf("%d stripes of band %x: %w", lost, b.num, ErrCorrupt)
+	if n := c.lost.Load(); n > 0 {
+		return fmt.Errorf("%d stripes of band %x: %w", n, b.num, ErrCorrupt)
+	}
+	// The cells are durable before the header says that they are all there.
+	if !a.opt.faults.noFlush {
+		if err := a.bounded(d.dev.Flush); err != nil {
+			return errors.Join(fmt.Errorf("flush %s: %w", d.path, err), a.log.fail([]*disk{d}))
+		}
 	}
 	if err := a.rewriteBandHeader(ctx, b, pos, d); err != nil {
 		return err
@@ -310,25 +303,96 @@ func (a *Array) rebuildBand(ctx context.Context, d *disk, r *rebuilding, b *band
 	return nil
 }
 
-// rebuildCell writes the cell of a stripe that belongs on the member pos, if there is one, and returns its length.
-func (a *Array) rebuildCell(w *wholeStripe, d *disk, pos int) (int, error) {
-	width := len(w.band.members)
-	role := (pos - int(w.head.rot) + width) % width
-	if role >= w.width() {
-		return 0, nil
-	}
-	if err := w.complete(); err != nil {
-		return 0, err
-	}
-	ops := []blockdev.Op{a.cellWrite(w, role, d)}
-	err := a.group.Run(ops)
-	w.ops = append(w.ops, ops...)
-	if err == nil && ops[0].Err != nil {
-		if err = a.log.fail([]*disk{d}); err == nil {
-			err = ops[0].Err
+// cellRebuild is the rebuilding of a disk's cells of one band.
+type cellRebuild struct {
+	d     *disk
+	r     *rebuilding
+	b     *band
+	pos   int    // of the disk in the band
+	limit uint64 // last packed stripe that stands
+	lost  atomic.Int64
+}
+
+// role is that of the disk's cell of a stripe; false where nothing of it belongs there, or the stripe is void.
+func (c *cellRebuild) role(h *header) (int, bool) {
+	width := len(c.b.members)
+	role := (c.pos - int(h.rot) + width) % width
+	return role, role < int(h.data)+int(h.parity) && (c.b.kind != kindPacked || h.stripe <= c.limit)
+}
+
+// rebuildCells walks over the stripes of a band and writes the cells, several at once.
+func (a *Array) rebuildCells(ctx context.Context, c *cellRebuild) error {
+	var g errgroup.Group
+	g.SetLimit(max(a.lanes/rebuildWorkers, 1))
+	for off := uint32(1); off < a.geo.extentBlocks() && ctx.Err() == nil; {
+		heads, err := a.headsAt(ctx, a, c.b, off)
+		if err != nil {
+			return errors.Join(err, g.Wait())
+		}
+		if len(heads) == 1 {
+			h := heads[0]
+			off += h.blocks
+			one := func() error { return a.rebuildCell(ctx, c, h) }
+			if a.opt.manual == nil {
+				g.Go(one)
+			} else if err := one(); err != nil {
+				return err
+			}
+			continue
+		}
+		w, next, err := a.nextStripe(ctx, a, c.b, off)
+		if err != nil {
+			return errors.Join(err, g.Wait())
+		}
+		if off = next; w != nil {
+			h := w.head
+			w.release()
+			if err := a.rebuildCell(ctx, c, h); err != nil {
+				return errors.Join(err, g.Wait())
+			}
 		}
 	}
-	return len(w.cells[role]), err
+	return errors.Join(g.Wait(), ctx.Err())
+}
+
+// rebuildCell computes the disk's cell of a stripe and writes it.
+func (a *Array) rebuildCell(ctx context.Context, c *cellRebuild, h header) error {
+	role, ours := c.role(&h)
+	if !ours {
+		return nil
+	}
+	return c.r.pace.piece(ctx, int(h.data)*int(h.blocks)*BlockSize, func() error {
+		w, err := a.readEnough(ctx, c.b, h, role)
+		if err == nil && w.goodCells() < int(h.data) {
+			w.release()
+			w, err = a.readWhole(ctx, c.b, h)
+		}
+		if err != nil {
+			return err
+		}
+		defer w.release()
+		if w.goodCells() < int(h.data) {
+			if c.b.kind == kindPacked {
+				c.lost.Add(1)
+			}
+			return nil // of a bulk stripe that no record names, or lost: a check tells
+		}
+		if err := w.reconstructOnly(role, func(r int) bool { return w.good[r] && r != role }); err != nil {
+			return err
+		}
+		op := a.cellWrite(w, role, c.d)
+		op.Durable = false // rebuildBand flushes
+		ops := []blockdev.Op{op}
+		err = a.group.Run(ops)
+		w.ops = append(w.ops, ops...)
+		if err == nil && ops[0].Err != nil {
+			if err = a.log.fail([]*disk{c.d}); err == nil {
+				err = ops[0].Err
+			}
+		}
+		c.r.bytes.Add(int64(len(op.Buf)))
+		return err
+	})
 }
 
 // finishRebuild makes a disk count as whole.
@@ -350,13 +414,17 @@ func (a *Array) finishRebuild(d *disk) {
 	a.logger.Info("disk rebuilt", "path", d.path, "slot", d.slot)
 }
 
-// pace makes background work give way: to a rate that is set, or else to callers. While these do something, a worker rests twice as
-// long as it works.
+// pace makes background work give way: to a rate that is set, or else to callers. While these do something, one piece is worked on at a
+// time, and is followed by a rest of twice its length.
 type pace struct {
 	a    *Array
-	last time.Time
-	seen uint64
+	lane chan struct{} // capacity 1
+	seen atomic.Uint64
+	busy atomic.Int64 // callers are taken to be there until then, Unix ns
 }
+
+// callersLast is for how long callers are taken to be there after something was done for them.
+const callersLast = 20 * time.Millisecond
 
 // maxRest bounds one rest: a disk that was slow once must not stop the work.
 const maxRest = 250 * time.Millisecond
@@ -366,29 +434,39 @@ func (a *Array) callerOps() uint64 {
 	return a.stats.views.Load() + a.stats.stripes.Load() + a.stats.commits.Load()
 }
 
-// wait rests after a piece of work that read n bytes.
-func (p *pace) wait(ctx context.Context, n int) {
-	if p.a.opt.manual != nil {
-		return
+// callers reports whether callers have had something done lately.
+func (p *pace) callers() bool {
+	now := time.Now()
+	if ops := p.a.callerOps(); p.seen.Swap(ops) != ops {
+		p.busy.Store(now.Add(callersLast).UnixNano())
 	}
-	rest := time.Duration(0)
-	ops := p.a.callerOps()
-	if rate := p.a.rebuildRate.Load(); rate > 0 {
-		rest = time.Duration(float64(n) / float64(rate) * float64(time.Second))
-	} else if ops != p.seen {
-		rest = min(2*time.Since(p.last), maxRest)
-	}
-	p.seen = ops
-	if rest > 0 {
-		t := time.NewTimer(rest)
-		defer t.Stop()
-		select {
-		case <-t.C:
-		case <-ctx.Done():
-		}
-	}
-	p.last = time.Now()
+	return now.UnixNano() < p.busy.Load()
 }
 
-// SetRebuildRate bounds what each of the workers of a rebuild reads, in bytes per second; 0 lets them give way to callers only.
+// piece does a piece of work that reads n bytes, and rests.
+func (p *pace) piece(ctx context.Context, n int, work func() error) error {
+	rate := p.a.rebuildRate.Load()
+	if p.a.opt.manual != nil || rate == 0 && !p.callers() {
+		return work()
+	}
+	if err := p.a.acquire(ctx, p.lane); err != nil {
+		return err
+	}
+	defer func() { <-p.lane }()
+	start := time.Now()
+	err := work()
+	rest := min(2*time.Since(start), maxRest)
+	if rate > 0 {
+		rest = time.Duration(float64(n) / float64(rate) * float64(time.Second))
+	}
+	t := time.NewTimer(rest)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+	return err
+}
+
+// SetRebuildRate bounds what the rebuild of a disk reads, in bytes per second; 0 lets it give way to callers only.
 func (a *Array) SetRebuildRate(bytesPerSecond int64) { a.rebuildRate.Store(bytesPerSecond) }

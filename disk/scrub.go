@@ -197,6 +197,7 @@ func (s *Scrub) begin() (*pass, error) {
 		return nil, err
 	}
 	p.pace = func(ctx context.Context) error { return s.pace(ctx, p) }
+	p.lanes = s.lanes
 	p.passed = func(b *band) { s.passed(p, b) }
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -293,6 +294,20 @@ func (s *Scrub) pace(ctx context.Context, p *pass) error {
 			s.mu.Unlock()
 		}
 	}
+}
+
+// laneSpan is what a scrub that is held to a rate reads at once, in time.
+const laneSpan = 50 * time.Millisecond
+
+// lanes is how many stripes a step may read.
+func (s *Scrub) lanes() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.rate == 0 {
+		return maxLanes
+	}
+	stripe := int64(s.a.geo.width()) * maxCellBlocks * BlockSize
+	return int(max(s.rate*int64(laneSpan)/int64(time.Second)/stripe, 1))
 }
 
 // charge takes into account what a pass has read: the time that it should have taken counts from where the last step began.

@@ -260,8 +260,8 @@ func (a *Array) discard(b *band) {
 }
 
 // EachRecord calls fn for the records of a packed band in the order of the log. They come from cells that passed their checks,
-// completed where some are missing; e and data are valid during the call. It returns the numbers of the stripes in the band.
-// Stripes that cannot be read are stepped over, and the error wraps ErrCorrupt when all others were visited.
+// completed where some are missing; e and data are valid during the call. It returns the numbers of the stripes in the band, those
+// that cannot be read included: they are stepped over, and the error wraps ErrCorrupt when all others were visited.
 func (a *Array) EachRecord(ctx context.Context, num uint64, fn func(e Entry, data []byte) error) (StripeRange, error) {
 	b, err := a.pinBand(num)
 	if err != nil {
@@ -302,7 +302,36 @@ func (a *Array) EachRecord(ctx context.Context, num uint64, fn func(e Entry, dat
 		}
 		return nil
 	})
+	if end := a.lastStripe(num, limit); err == nil && end > r.To {
+		if next > 0 {
+			faults = errors.Join(faults, fmt.Errorf("stripes %d to %d: not found: %w", next, end, ErrCorrupt))
+		}
+		if r.To = end; r.From == 0 {
+			r.From = end // all are unreadable: the first ones cannot be told from those of the band before
+		}
+	}
 	return r, errors.Join(err, faults)
+}
+
+// lastStripe is the number of the last stripe that was acknowledged in a packed band, whether it can be read or not: the next band begins
+// behind it. 0: that cannot be told, as the first stripe of the next band cannot be read.
+func (a *Array) lastStripe(num, limit uint64) uint64 {
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	var next *band
+	for _, b := range a.bands {
+		if b.kind == kindPacked && b.num > num && !b.unused() && (next == nil || b.num < next.num) {
+			next = b
+		}
+	}
+	last := a.log.acked.Load()
+	if next != nil {
+		last = next.first.Load() - 1
+		if last == ^uint64(0) {
+			return 0
+		}
+	}
+	return min(last, limit)
 }
 
 // readRecords decodes a stripe after completing it.
@@ -386,8 +415,13 @@ func (r *room) wake() {
 	}
 }
 
-// spareBands is how many bands new data leaves free while compaction can make room: it needs some to choose well.
-func (a *Array) spareBands() int { return reserveBands + max(3, a.totalBands()/16) }
+// spareBands is how many bands new data leaves free while compaction can make room, so that it need not wait for each. More would be of
+// no use: what lies idle is missing where dead bytes gather.
+func (a *Array) spareBands() int { return reserveBands + max(3, a.totalBands()/64) }
+
+// slackBands is how much of the array its capacity leaves out: bands over which dead bytes spread, so that those that are emptied hold
+// little that is live. With 85 % of the capacity in use a band is emptied that is two thirds live at worst.
+func (a *Array) slackBands() int { return a.spareBands() + a.totalBands()/12 }
 
 // totalBands is how many bands of full width the array holds; a.mu is held.
 func (a *Array) totalBands() int {
@@ -416,6 +450,8 @@ func (a *Array) Admit(ctx context.Context) error {
 	if !a.tight.Load() {
 		return nil
 	}
+	a.waiting.Add(1)
+	defer a.waiting.Add(-1)
 	r := &a.room
 	r.mu.Lock()
 	r.asked++
@@ -444,6 +480,9 @@ func (a *Array) Admit(ctx context.Context) error {
 		}
 	}
 }
+
+// Waiting counts the callers in Admit.
+func (a *Array) Waiting() int { return int(a.waiting.Load()) }
 
 // Pressure signals that callers wait in Admit. Whoever takes the channel promises to call Relieve.
 func (a *Array) Pressure() <-chan struct{} {

@@ -63,7 +63,7 @@ type Status struct {
 	Epoch      uint64       `json:"epoch"`
 	Stripe     uint64       `json:"last_stripe"`
 	Bands      int          `json:"bands"`
-	Capacity   int64        `json:"capacity"` // of data, when all disks are there
+	Capacity   int64        `json:"capacity"` // of data, when all disks are there, without what compaction needs to be cheap
 	Free       int64        `json:"free"`     // of data, in extents not yet taken
 	IO         string       `json:"io"`       // "uring", "pool"
 	IOReason   string       `json:"io_reason,omitempty"`
@@ -148,8 +148,8 @@ func (a *Array) Status() Status {
 	}
 	s.Scrub = scrub
 	usable := a.geo.ExtentSize - BlockSize
-	s.Capacity = extents / int64(a.geo.width()) * int64(a.geo.Data) * usable
-	s.Free = int64(max(a.bandsLeft()-reserveBands, 0)) * int64(a.geo.Data) * usable
+	s.Capacity = max(extents/int64(a.geo.width())-int64(a.slackBands()), 0) * int64(a.geo.Data) * usable
+	s.Free = min(int64(max(a.bandsLeft()-reserveBands, 0))*int64(a.geo.Data)*usable, s.Capacity)
 	for _, arena := range []*blockdev.Arena{a.arena, a.reads, a.rebuild, a.meta} {
 		n, _ := arena.Stats()
 		s.BufferBytes += n

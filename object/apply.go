@@ -158,7 +158,7 @@ func (s *Store) Apply(p disk.Position, entries []disk.Entry) error {
 	if err := a.batch.Commit(); err != nil {
 		return fmt.Errorf("apply stripe %d: %w", p.Stripe, s.checkIndex(err))
 	}
-	s.written.add(p.Band, written{a.bytes, a.moved})
+	s.written.stripe(p.Band, p.Off, a.bytes, a.moved)
 	for _, c := range a.buckets {
 		if c.put != nil {
 			s.buckets.put(c.put)

@@ -453,7 +453,7 @@ func (s *stripes) launch() error {
 	go func() {
 		st, err := w.Commit(s.ctx)
 		if err == nil {
-			s.written.add(st.Band, written{bytes: st.Footprint()})
+			s.written.add(st.Band, st.Footprint(), false, nil)
 		}
 		landed <- committed{st, err}
 	}()

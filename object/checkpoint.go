@@ -14,6 +14,7 @@ func (s *Store) openIndex() error {
 	err := s.tryIndex()
 	if errors.Is(err, index.ErrCorrupt) || errors.Is(err, index.ErrForeign) {
 		s.logger.Warn("index unusable: it is rebuilt from the log", "error", err)
+		s.rebuilt.Store(true)
 		if err := RebuildIndex(s.opt.IndexDir); err != nil {
 			return err
 		}

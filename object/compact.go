@@ -40,10 +40,10 @@ type CompactOptions struct {
 
 // CompactReport says what compaction did.
 type CompactReport struct {
-	Bands     int   // freed
-	Left      int   // bands that stay: in use, or damaged
-	Moved     int64 // bytes of records and stripes written again
-	Reclaimed int64 // bytes of the bands freed
+	Bands     int   `json:"bands_freed"`
+	Left      int   `json:"bands_left"`      // bands that stay: in use, or damaged
+	Moved     int64 `json:"moved_bytes"`     // records and stripes written again
+	Reclaimed int64 `json:"reclaimed_bytes"` // of the bands freed
 }
 
 // compaction is one pass over the bands.
@@ -53,6 +53,7 @@ type compaction struct {
 	pace     *pacer
 	report   CompactReport
 	progress func(CompactReport)
+	run      *CompactRun // what the status shows of the pass; nil: nothing
 }
 
 // candidate is a band that may be compacted.
@@ -76,47 +77,13 @@ func (s *Store) Compact(ctx context.Context, o CompactOptions) (CompactReport, e
 		return CompactReport{}, err
 	}
 	c := &compaction{s: s, log: log, pace: s.newPacer(), progress: o.Progress}
-	gain := minGain
-	if o.All {
-		gain = minGainTight
-	}
 	if err := c.inTurn(ctx, func() error { clear(s.damaged); return nil }); err != nil {
 		return c.report, err
 	}
-	if err := c.pass(ctx, gain); err != nil {
+	if err := c.pass(ctx, gainOf(o.All)); err != nil {
 		return c.report, fmt.Errorf("compact: %w", err)
 	}
 	return c.report, nil
-}
-
-// compactor works in the background until ctx ends: now and then at its leisure, and at once for writers that wait for space.
-func (s *Store) compactor(ctx context.Context, log Log) {
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	pressure := log.Pressure()
-	wg.Go(func() {
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-pressure:
-				s.hurry.Store(true)
-				log.Relieve(func() bool { return s.relieve(ctx, log) })
-				s.hurry.Store(false)
-			}
-		}
-	})
-	t := time.NewTicker(s.opt.CompactEvery)
-	defer t.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-t.C:
-			c := &compaction{s: s, log: log, pace: s.newPacer()}
-			c.finish(ctx, c.pass(ctx, minGain))
-		}
-	}
 }
 
 // relieve frees the band that costs least for what it gives, and reports whether it freed any.
@@ -179,17 +146,31 @@ func (c *compaction) pass(ctx context.Context, gain float64) error {
 			return err
 		}
 		list = rest
+		c.note(func(r *CompactRun) { r.Bands = len(dead) + len(list) })
 		return c.reclaim(ctx, dead...)
 	})
 	if err != nil {
 		return err
 	}
 	for _, b := range list {
+		if err := c.pace.wait(ctx, 0); err != nil {
+			return err
+		}
 		if err := c.inTurn(ctx, func() error { return c.reclaim(ctx, b) }); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// note changes what the status shows of the pass.
+func (c *compaction) note(f func(*CompactRun)) {
+	if c.run == nil {
+		return
+	}
+	c.s.control.mu.Lock()
+	defer c.s.control.mu.Unlock()
+	f(c.run)
 }
 
 // candidates returns the bands without anything live and those worth moving out of, best first: by cost and benefit, as in Rosenblum and
@@ -198,6 +179,11 @@ func (c *compaction) candidates(gain float64) (dead, list []candidate, err error
 	if err := c.s.tidy(c.log); err != nil {
 		return nil, nil, err
 	}
+	return c.choose(gain)
+}
+
+// choose is candidates without a change.
+func (c *compaction) choose(gain float64) (dead, list []candidate, err error) {
 	var packed int64
 	var oldest candidate
 	now := time.Now()
@@ -232,8 +218,9 @@ func (c *compaction) candidates(gain float64) (dead, list []candidate, err error
 
 // filled estimates what a full band of what lies in b would keep alive. Stripes do not fit into bands without waste, nor records into
 // cells, which compaction cannot cure: of bands that were written since the start it is known how much went in. Were it not, a full array
-// without garbage would be moved around for ever. Sparse records may take less room when they are moved together, so a packed band counts
-// as half full at least; but that is tried once with each record.
+// without garbage would be moved around for ever. Few records that were written together waste most of their stripe, which moving
+// them together with many others does cure: so the space of such stripes counts as if it were full of data, until their records
+// have been moved once.
 func (s *Store) filled(log Log, b disk.Band) int64 {
 	size := b.Size
 	if b.Bulk {
@@ -243,11 +230,14 @@ func (s *Store) filled(log Log, b disk.Band) int64 {
 	switch {
 	case !known:
 		return size
-	case b.Bulk || w.moved:
+	case b.Bulk:
 		return w.bytes
 	}
-	return max(w.bytes, size/2)
+	return w.moved + max(w.bytes-w.moved, int64(float64(w.sparse)*float64(b.Size)/float64(log.ExtentSpace())*packedDense))
 }
+
+// packedDense is the share of cells that records fill when many are moved together.
+const packedDense = 0.9
 
 // tally counts what was written to bands since the store was started. What no record came to name counts as well.
 type tally struct {
@@ -256,10 +246,14 @@ type tally struct {
 	bands map[uint64]written
 }
 
-// written is what went into a band.
+// written is what went into a band, bytes.
 type written struct {
-	bytes int64
-	moved bool // some of it by compaction
+	bytes  int64
+	moved  int64 // of them, in stripes of compaction: records lie there as close together as they go
+	sparse int64 // of each extent, what other stripes take of a packed band
+	// The last stripe, whose length the next one tells.
+	off  uint32
+	last bool // was of compaction
 }
 
 // begin is called before anything is written.
@@ -272,13 +266,32 @@ func (t *tally) begin(bands []disk.Band) {
 	}
 }
 
-func (t *tally) add(band uint64, w written) {
+// stripe counts the records of a packed stripe at block off.
+func (t *tally) stripe(band uint64, off uint32, bytes int64, moved bool) {
+	t.add(band, bytes, moved, func(w *written) {
+		if w.off > 0 && off > w.off && !w.last {
+			w.sparse += int64(off-w.off) * disk.BlockSize
+		}
+		w.off, w.last = off, moved
+	})
+}
+
+// add counts bytes; more may be nil.
+func (t *tally) add(band uint64, bytes int64, moved bool, more func(w *written)) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.bands != nil && band > t.older {
-		have := t.bands[band]
-		t.bands[band] = written{have.bytes + w.bytes, have.moved || w.moved}
+	if t.bands == nil || band <= t.older {
+		return
 	}
+	w := t.bands[band]
+	w.bytes += bytes
+	if moved {
+		w.moved += bytes
+	}
+	if more != nil {
+		more(&w)
+	}
+	t.bands[band] = w
 }
 
 // in returns what was written to a band, and whether that is all there is.
@@ -312,6 +325,7 @@ func (c *compaction) reclaim(ctx context.Context, bands ...candidate) error {
 		}
 	}
 	err := c.free(ctx, list)
+	c.note(func(r *CompactRun) { r.Visited, r.Report = r.Visited+len(bands), c.report })
 	if c.progress != nil {
 		c.progress(c.report)
 	}
@@ -442,38 +456,4 @@ func (s *Store) dropSome(it *index.Iter) (more bool, err error) {
 		more = it.Next()
 	}
 	return more, batch.Commit()
-}
-
-// pacer spreads the bytes that are moved over time.
-type pacer struct {
-	s  *Store
-	mu sync.Mutex // guards next
-	// next is when what was moved so far is paid for.
-	next time.Time
-}
-
-func (s *Store) newPacer() *pacer { return &pacer{s: s} }
-
-// wait returns when n more bytes may be moved: at once while writers wait for space.
-func (p *pacer) wait(ctx context.Context, n int) error {
-	p.mu.Lock()
-	now := time.Now()
-	if p.next.Before(now) {
-		p.next = now
-	}
-	until := p.next
-	p.next = until.Add(time.Duration(float64(n) / float64(p.s.opt.CompactRate) * float64(time.Second)))
-	p.mu.Unlock()
-	for !p.s.hurry.Load() {
-		left := time.Until(until)
-		if left <= 0 {
-			break
-		}
-		select {
-		case <-time.After(min(left, paceSlice)):
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-	return ctx.Err()
 }

@@ -622,3 +622,54 @@ func TestPressure(t *testing.T) {
 	}
 	f.want("live", pattern(300000, 1), GetOptions{})
 }
+
+// TestCompactControl holds that a pass that was asked for is ended by a pause, keeps what it moved, and goes on afterwards; and that a
+// plan changes nothing.
+func TestCompactControl(t *testing.T) {
+	opt := testOptions(t)
+	opt.CompactRate = 1 // a byte a second: the second piece waits for ever
+	opt.CompactEvery = time.Hour
+	f := newFixture(t, opt)
+	for i := range 4 {
+		f.put(fmt.Sprint("k", i), pattern(300000, byte(i)), PutOptions{})
+	}
+	if err := f.Delete(t.Context(), "b", "k0", Conditions{}); err != nil {
+		t.Fatal(err)
+	}
+	f.log.roll()
+	until := func(what string, ok func(CompactionStatus) bool) {
+		t.Helper()
+		for st := f.Compaction(); !ok(st); st = f.Compaction() {
+			if t.Context().Err() != nil {
+				t.Fatalf("%s: %+v", what, st)
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}
+	before := f.dump()
+	plan, err := f.PlanCompaction(t.Context(), true)
+	if err != nil || len(plan.Bands) == 0 || plan.Reclaim <= plan.Move {
+		t.Fatalf("%+v, %v", plan, err)
+	}
+	if st := f.Compaction(); st.State != "idle" || st.Rate != 1 || st.Current != nil || st.Freed != 0 || st.Next.IsZero() {
+		t.Errorf("%+v", st)
+	}
+	f.same(before, "after a plan")
+	f.CompactNow(CompactOptions{All: true})
+	until("begun", func(st CompactionStatus) bool { return st.Current != nil && st.Current.Bands > 0 })
+	f.PauseCompaction()
+	until("paused", func(st CompactionStatus) bool { return st.State == "paused" && st.Current == nil })
+	if st := f.Compaction(); st.Last != nil || st.Error != "" || !st.Next.IsZero() {
+		t.Errorf("%+v", st)
+	}
+	f.SetCompactRate(0)
+	f.ResumeCompaction()
+	until("resumed", func(st CompactionStatus) bool { return st.State == "idle" })
+	if st := f.Compaction(); st.Last == nil || !st.Last.All || st.Freed == 0 || st.Last.Visited != st.Last.Bands || st.Last.Report.Bands == 0 {
+		t.Errorf("%+v, last %+v", st, st.Last)
+	}
+	for i := 1; i < 4; i++ {
+		f.want(fmt.Sprint("k", i), pattern(300000, byte(i)), GetOptions{})
+	}
+	f.checkLive()
+}

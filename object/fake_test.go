@@ -450,6 +450,7 @@ func (l *memLog) Horizon() uint64 {
 
 func (l *memLog) Admit(ctx context.Context) error { return ctx.Err() }
 func (l *memLog) Pressure() <-chan struct{}       { return l.pressure }
+func (l *memLog) Waiting() int                    { return 0 }
 
 func (l *memLog) Relieve(try func() bool) {
 	for try() {

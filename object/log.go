@@ -36,6 +36,8 @@ type Log interface {
 	Horizon() uint64
 	Pressure() <-chan struct{}
 	Relieve(try func() bool)
+	// Waiting counts the callers in Admit.
+	Waiting() int
 }
 
 // StripeWriter is a bulk stripe being filled: see disk.StripeWriter.

@@ -186,14 +186,15 @@ func (m *mover) move(ctx context.Context, key []byte, at place, data []byte) (bo
 	if err != nil {
 		return false, err
 	}
-	return true, m.append(ctx, at.seq, body, data)
+	return true, m.append(ctx, disk.Record{Seq: at.seq, Body: body, Data: data, Patient: true}) // there are many
 }
 
-func (m *mover) append(ctx context.Context, seq uint64, body, data []byte) error {
-	if _, err := m.log.Append(ctx, disk.Record{Seq: seq, Body: body, Data: data, Essential: true}); err != nil {
-		return fmt.Errorf("move record %d: %w", seq, err)
+func (m *mover) append(ctx context.Context, r disk.Record) error {
+	r.Essential = true
+	if _, err := m.log.Append(ctx, r); err != nil {
+		return fmt.Errorf("move record %d: %w", r.Seq, err)
 	}
-	n := int64(len(body) + len(data))
+	n := int64(len(r.Body) + len(r.Data))
 	m.moved.Add(n)
 	m.s.stats.moved.Add(n)
 	return nil
@@ -304,7 +305,7 @@ func (m *mover) relocate(ctx context.Context, key []byte) error {
 	if err != nil || !ok || !bytes.Equal(now, value) {
 		return err
 	}
-	return m.append(ctx, p.seq, body, nil)
+	return m.append(ctx, disk.Record{Seq: p.seq, Body: body})
 }
 
 // restripe returns the record with copies in place of the stripes that lie in the band.
@@ -396,7 +397,7 @@ func (m *mover) copyStripe(ctx context.Context, old disk.Stripe) (disk.Stripe, e
 	m.s.stats.moved.Add(int64(n) * seal.SegmentSize)
 	c, err := w.Commit(ctx)
 	if err == nil {
-		m.s.written.add(c.Band, written{bytes: c.Footprint(), moved: true})
+		m.s.written.add(c.Band, c.Footprint(), true, nil)
 	}
 	return c, err
 }

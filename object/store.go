@@ -82,8 +82,10 @@ type Store struct {
 	turn           chan struct{}   // capacity 1: held while bands are chosen, emptied and freed
 	damaged        map[uint64]bool // bands that cannot be emptied; guarded by turn
 	written        tally
+	control        compactControl
 	hurry          atomic.Bool  // writers wait for space: compaction keeps to no rate
 	lastCompaction atomic.Int64 // Unix ms
+	rebuilt        atomic.Bool  // the index that was found could not be used
 
 	stop      context.CancelFunc
 	closeOnce sync.Once
@@ -134,7 +136,8 @@ func New(opt Options) (*Store, error) {
 	}
 	s := &Store{opt: opt, keys: opt.Keys, array: opt.Keys.ArrayID(), alg: alg, logger: opt.Logger,
 		digests: newDigests(opt.Crypto), copies: make(chan struct{}, opt.Copies), wake: make(chan struct{}, 1),
-		turn: make(chan struct{}, 1), damaged: make(map[uint64]bool)}
+		turn: make(chan struct{}, 1), damaged: make(map[uint64]bool),
+		control: compactControl{rate: opt.CompactRate, changed: make(chan struct{})}}
 	for a := range s.meters {
 		if p := seal.Algorithm(a).Primitive(); p != "" {
 			s.meters[a] = sealMeters{seal.Meter(opt.Crypto, p, hw.Seal), seal.Meter(opt.Crypto, p, hw.Open)}
@@ -152,12 +155,16 @@ func New(opt Options) (*Store, error) {
 	return s, nil
 }
 
+// Rebuilt reports whether the index that was found could not be used, so that an empty one took its place.
+func (s *Store) Rebuilt() bool { return s.rebuilt.Load() }
+
 // Start takes the log into use, which has been replayed into the Store, and starts checkpoints and compaction. It comes once.
 func (s *Store) Start(log Log) {
 	if s.stop != nil {
 		panic("object: Store started twice")
 	}
 	s.written.begin(log.Bands())
+	s.control.change(func() { s.control.next = time.Now().Add(s.opt.CompactEvery) })
 	s.log.Store(&logRef{log})
 	ctx, stop := context.WithCancel(context.Background())
 	s.stop = stop
@@ -229,6 +236,7 @@ type Stats struct {
 	LiveBytes                int64     // of the bands' space, what the index refers to
 	ShadowBytes              int64     // of them, records kept only because of others that they made vanish
 	LastCompaction           time.Time // end of the last pass in the background
+	WaitingWriters           int       // for compaction to make room
 }
 
 type counters struct {
@@ -246,12 +254,9 @@ func (s *Store) Stats() Stats {
 		ShadowBytes: s.idx.LiveOf(shadowBand)}
 	if log, err := s.disk(); err == nil {
 		for _, b := range log.Bands() {
-			n := s.idx.LiveOf(b.Num)
-			if b.Bulk {
-				n = int64(float64(n) / float64(log.ExtentSpace()) * float64(b.Size))
-			}
-			st.LiveBytes += n
+			st.LiveBytes += bandLive(log, b, s.idx.LiveOf(b.Num))
 		}
+		st.WaitingWriters = log.Waiting()
 	}
 	if ms := s.lastCompaction.Load(); ms > 0 {
 		st.LastCompaction = fromMillis(ms)

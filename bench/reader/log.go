@@ -143,7 +143,8 @@ type state struct {
 	objects map[string]*object // by bucket id and key
 	uploads map[string]*upload // by upload id
 	seqs    map[string]uint64  // of the record that decided last on a name
-	lost    [][2]uint64
+	lost    [][2]uint64        // but for what compaction freed
+	freed   [][2]uint64
 	kinds   map[byte]int // how many records of each kind were read
 }
 
@@ -153,7 +154,7 @@ func (a *array) replay() (*state, error) {
 	if err != nil {
 		return nil, err
 	}
-	x := &state{map[uint64]*bucket{}, map[string]*object{}, map[string]*upload{}, map[string]uint64{}, lost, map[byte]int{}}
+	x := &state{map[uint64]*bucket{}, map[string]*object{}, map[string]*upload{}, map[string]uint64{}, lost, nil, map[byte]int{}}
 	for _, s := range stand {
 		entries, err := a.records(s)
 		if err != nil {
@@ -165,7 +166,39 @@ func (a *array) replay() (*state, error) {
 			}
 		}
 	}
+	x.lost = without(x.lost, x.freed)
 	return x, nil
+}
+
+// without takes ascending runs away from others.
+func without(runs, gone [][2]uint64) (left [][2]uint64) {
+	for _, r := range runs {
+		for _, g := range gone {
+			if g[1] < r[0] || g[0] > r[1] {
+				continue
+			}
+			if g[0] > r[0] {
+				left = append(left, [2]uint64{r[0], g[0] - 1})
+			}
+			r[0] = g[1] + 1
+		}
+		if r[0] <= r[1] {
+			left = append(left, r)
+		}
+	}
+	return left
+}
+
+// parseFreed reads the value of the record disk/freed.
+func parseFreed(value []byte) (runs [][2]uint64, err error) {
+	f := &fields{p: value}
+	for len(f.p) > 0 && !f.bad {
+		runs = append(runs, [2]uint64{f.uint(), f.uint()})
+	}
+	if f.bad {
+		return nil, errRecord
+	}
+	return runs, nil
 }
 
 // decides reports whether a record with this number has a say over the name.
@@ -216,6 +249,11 @@ func (x *state) apply(e entry) error {
 			u.parts[r.part.number] = r.part
 		}
 	case *config:
+		if r.name == "disk/freed" && x.decides("c"+r.name, e.seq) {
+			if x.freed, err = parseFreed(r.value); err != nil {
+				return err
+			}
+		}
 	default:
 		return errors.New("unknown record")
 	}

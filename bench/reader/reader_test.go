@@ -231,6 +231,17 @@ func (w *writer) fill(crashed string) {
 				w.check(err)
 			}
 		}
+		// Packed bands are freed as well: what lived in them is found where compaction moved it.
+		rep, err := w.store.Compact(ctx, store.CompactOptions{All: true})
+		w.check(err)
+		if freed, err := w.store.Freed(); err != nil || len(freed) == 0 || rep.Bands == 0 {
+			w.t.Fatalf("no packed band was freed: %v, %+v, %v", freed, rep, err)
+		}
+		bucket("gone")
+		w.check(w.store.DeleteBucket(ctx, "gone"))
+		aborted, err := w.store.CreateUpload(ctx, "c", "aborted", store.UploadOptions{})
+		w.check(err)
+		w.check(w.store.AbortUpload(ctx, "c", "aborted", aborted.ID))
 		w.putAll("c", "later/", []int{5, 1 << 20, 3 << 20}, store.PutOptions{})
 		u, err := w.store.CreateUpload(ctx, "c", "running", store.UploadOptions{})
 		w.check(err)

@@ -172,7 +172,7 @@ func ParseShadowKey(k []byte) (seq uint64, err error) {
 // Kind is the first byte of a key: what its entry is.
 type Kind byte
 
-// Kinds of entries that hold records.
+// Kinds of entries. All but references hold records.
 const (
 	KindBucket Kind = kindBucket
 	KindConfig Kind = kindConfig
@@ -180,6 +180,7 @@ const (
 	KindPart   Kind = kindPart
 	KindUpload Kind = kindUpload
 	KindShadow Kind = kindShadow
+	KindRef    Kind = kindRef
 )
 
 // KindOf returns the kind of a key.

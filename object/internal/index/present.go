@@ -93,6 +93,9 @@ func (p *present) mayHave(key []byte) bool {
 	return p.holds(maphash.Bytes(p.seed, key))
 }
 
+// Denied reports whether the filter says that an object key is not in the index. Of a key that is, that is a fault.
+func (x *Index) Denied(key []byte) bool { return !x.keys.Load().mayHave(key) }
+
 func (p *present) holds(h uint64) bool {
 	for _, s := range *p.segments.Load() {
 		if s.has(h) {
