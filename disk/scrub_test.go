@@ -314,7 +314,7 @@ func TestScrubBesideWriters(t *testing.T) {
 			}
 			for _, b := range a.Bands() {
 				if b.Bulk && b.Closed {
-					if err := a.Free(ctx, b.Num); err == nil {
+					if err := a.Free(t.Context(), b.Num); err == nil {
 						freed.Add(1)
 					} else if !errors.Is(err, ErrBusy) {
 						t.Error(err)
