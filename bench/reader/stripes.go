@@ -103,6 +103,8 @@ func (b *band) rot(offset uint32) int {
 // scan reads the first block of all extents and keeps the bands that are not void.
 func (a *array) scan() error {
 	found, freed, taken := map[uint64]*band{}, map[uint64]bool{}, map[place]uint64{}
+	out := func(slot int) bool { return a.head.members[slot].state == 2 || a.head.members[slot].state == 4 }
+	vouched := map[uint64]bool{} // by a disk that was never out
 	for slot, m := range a.head.members {
 		if a.slots[slot] == nil {
 			continue
@@ -119,6 +121,7 @@ func (a *array) scan() error {
 					for i, p := range b.at {
 						taken[p] = max(taken[p], b.since[i])
 					}
+					vouched[b.num] = vouched[b.num] || !out(slot)
 					if o := found[b.num]; o == nil || slices.Max(b.since) > slices.Max(o.since) {
 						found[b.num] = b
 					}
@@ -126,11 +129,11 @@ func (a *array) scan() error {
 			}
 		}
 	}
-	// An extent belongs to whoever took it last.
+	// An extent belongs to whoever took it last. A band that only disks which were out still have was freed meanwhile, if others would know.
 	for _, b := range found {
 		void := freed[b.num]
 		for i, p := range b.at {
-			void = void || taken[p] > b.since[i]
+			void = void || taken[p] > b.since[i] || !vouched[b.num] && a.head.members[p.slot].state == 1 && a.slots[p.slot] != nil
 		}
 		if !void {
 			a.bands = append(a.bands, b)
