@@ -168,7 +168,7 @@ var (
 
 	arrayStates = [...]string{"healthy", "degraded", "read-only", "stopped"}
 	diskStates  = [...]disk.DiskState{disk.DiskHealthy, disk.DiskSuspect, disk.DiskRebuilding, disk.DiskFenced, disk.DiskMissing,
-		disk.DiskStale, disk.DiskForeign, disk.DiskDraining, disk.DiskSpare}
+		disk.DiskStale, disk.DiskForeign, disk.DiskDraining, disk.DiskSpare, disk.DiskRetired}
 )
 
 // registerArray exports the state of the array, its disks, its keys and its store while one is open.
