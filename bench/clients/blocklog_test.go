@@ -307,9 +307,7 @@ func (r *replay) image(rng *rand.Rand, path string, loose []logEntry) {
 // all that was flushed is there, and of the rest any part, torn within writes. The daemon opens what is left, and everything that had been
 // acknowledged is there. TestDurability cannot show this, for a kernel whose process dies loses nothing.
 func TestPowerCut(t *testing.T) {
-	if why := cmp.Or(absentTool("qemu-storage-daemon", "nbdfuse", "cmp"), noLoops()); why != "" {
-		counts.skip(t, why)
-	}
+	needsDevices(t, cmp.Or(absentTool("qemu-storage-daemon", "nbdfuse", "cmp"), noLoops()))
 	cuts, size := 6, int64(256<<20)
 	if soak {
 		cuts, size = 40, 512<<20

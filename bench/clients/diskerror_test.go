@@ -70,9 +70,7 @@ func (f *filtered) fail(now bool) {
 // TestDiskErrors: a disk begins to answer EIO under load, and later takes long for each answer, a second in the long form. Clients notice neither, what
 // they wrote is there, and once the disk is well again it takes part again.
 func TestDiskErrors(t *testing.T) {
-	if why := absentTool("nbdkit", "nbdfuse"); why != "" {
-		counts.skip(t, why)
-	}
+	needsDevices(t, absentTool("nbdkit", "nbdfuse"))
 	if !soak {
 		t.Parallel()
 	}

@@ -19,6 +19,7 @@ var (
 	cofferBin string
 	workDir   string // of all data directories; removed at the end
 	soak      = os.Getenv("COFFER_SOAK") != ""
+	devices   = soak || os.Getenv("COFFER_DEVICES") != ""
 	counts    tally
 )
 
@@ -45,6 +46,17 @@ func (c *tally) skip(t *testing.T, why string) {
 	c.skipped = append(c.skipped, t.Name()+": "+why)
 	c.mu.Unlock()
 	t.Skip(why)
+}
+
+// needsDevices skips a test on devices that this process makes, unless these are wanted and nothing, says absent, is in the way.
+func needsDevices(t *testing.T, absent string) {
+	t.Helper()
+	if !devices {
+		absent = "COFFER_DEVICES=1 selects it"
+	}
+	if absent != "" {
+		counts.skip(t, absent)
+	}
 }
 
 func (c *tally) print(took time.Duration) {

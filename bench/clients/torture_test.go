@@ -680,9 +680,7 @@ func (l *loopMedia) drop(path string) {
 
 // TestTortureBlockDevices is TestTorture in short, on block devices.
 func TestTortureBlockDevices(t *testing.T) {
-	if why := noLoops(); why != "" {
-		counts.skip(t, why)
-	}
+	needsDevices(t, noLoops())
 	lasting, size := time.Duration(0), int64(512<<20)
 	if soak {
 		lasting, size = 3*time.Minute, 1<<30
