@@ -365,6 +365,9 @@ func TestVoidForEver(t *testing.T) {
 		epochs int
 		full   bool // each has a record
 	}{{3, false}, {maxHistory + 3, false}, {maxHistory + 3, true}} {
+		if tt.full && testing.Short() {
+			continue
+		}
 		s := newSimArray(t, 6, 4, 2, 20)
 		if tt.full {
 			s = newSimArray(t, 6, 4, 2, maxHistory+20)

@@ -10,9 +10,6 @@ import (
 // a cable.
 const defaultSpareGrace = 10 * time.Minute
 
-// spareEvery is how often the disks are looked at.
-const spareEvery = time.Second
-
 // watchSpares lets spares take the place of disks that failed or went missing, when they have been away for longer than the grace.
 func (a *Array) watchSpares() {
 	grace := a.opt.SpareGrace
@@ -22,7 +19,7 @@ func (a *Array) watchSpares() {
 	if grace < 0 {
 		return
 	}
-	tick := time.NewTicker(min(spareEvery, max(grace, time.Millisecond)))
+	tick := time.NewTicker(max(grace/20, time.Millisecond))
 	defer tick.Stop()
 	away := map[*disk]time.Time{}
 	refused := map[*disk]string{}
