@@ -219,6 +219,7 @@ func (v *View) answer(ctx context.Context, lacks func() (some, late bool), fetch
 	a := v.a
 	hedged := false
 	for {
+		late := waiting(v.ops) // takes the results of the others first: what has landed is not to be answered by anyone else
 		some, byLate := lacks()
 		if !some {
 			return nil
@@ -227,7 +228,6 @@ func (v *View) answer(ctx context.Context, lacks func() (some, late bool), fetch
 			hedged = true
 			a.hedges.issued.Add(1)
 		}
-		late := waiting(v.ops)
 		var r rebuilt
 		var err error
 		if byLate && len(late) > 0 && a.opt.manual == nil {
