@@ -48,7 +48,7 @@ func (c *tally) skip(t *testing.T, why string) {
 	t.Skip(why)
 }
 
-// needsDevices skips a test on devices that this process makes, unless these are wanted and nothing, says absent, is in the way.
+// needsDevices skips a test of faulty devices, unless these are wanted and nothing, says absent, is in the way.
 func needsDevices(t *testing.T, absent string) {
 	t.Helper()
 	if !devices {
