@@ -214,6 +214,17 @@ func (r *recovery) settleHeaders(ctx context.Context, void []*foundBand) error {
 		}
 	}
 	for _, f := range r.found {
+		for pos, m := range f.members { // a move was cut short, and tore the header
+			d := a.slots()[m.slot]
+			if f.revision() == f.num || !d.usable() || d.hollow || slices.Contains(places(f.claims), m) {
+				continue
+			}
+			if err := a.writeHeader(ctx, f.band, pos, m, d); err != nil {
+				if err := a.lose([]*disk{d}, failedRewrite); err != nil {
+					return err
+				}
+			}
+		}
 		for _, c := range f.claims {
 			d, pos := a.slots()[c.at.slot], slices.Index(f.members, c.at)
 			if c.revision == f.revision() || !d.present() {
