@@ -3,6 +3,7 @@ package disk
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -70,6 +71,46 @@ func tail(before, now *blockdev.Latency) (time.Duration, bool) {
 
 // lags reports whether a disk is better not read.
 func (d *disk) lags() bool { return d.suspect.Load() || d.late.Load() >= lagAt }
+
+// lagging tells of each member of a band whether its disk lags now: it may be otherwise a moment later.
+func (a *Array) lagging(b *band) (lag [MaxWidth]bool) {
+	slots := a.slots()
+	for pos, m := range b.members {
+		lag[pos] = slots[m.slot].lags()
+	}
+	return lag
+}
+
+// errAvoided is the result of a read that was not begun, as its disk lags and others can answer. It is late in all that matters.
+var errAvoided = fmt.Errorf("disk lags: %w", blockdev.ErrLate)
+
+// runWilling runs those reads of cells of a band that need not be avoided; pos gives the member of each.
+func (a *Array) runWilling(b *band, ops []blockdev.Op, pos func(i int) int) error {
+	lag := a.lagging(b)
+	switch {
+	case len(ops) == 0:
+		return nil
+	case !slices.Contains(lag[:len(b.members)], true):
+		return a.run(ops)
+	}
+	var willing []blockdev.Op
+	var at []int
+	for i := range ops {
+		if a.avoid(b, pos(i)) {
+			ops[i].Err = errAvoided
+			continue
+		}
+		willing, at = append(willing, ops[i]), append(at, i)
+	}
+	if len(willing) == 0 {
+		return nil
+	}
+	err := a.run(willing)
+	for k, i := range at {
+		ops[i] = willing[k]
+	}
+	return err
+}
 
 func isLate(op *blockdev.Op) bool { return errors.Is(op.Err, blockdev.ErrLate) }
 
@@ -224,7 +265,7 @@ func (v *View) answer(ctx context.Context, lacks func() (some, late bool), fetch
 		if !some {
 			return nil
 		}
-		if !hedged && slices.ContainsFunc(v.ops, func(o blockdev.Op) bool { return isLate(&o) }) {
+		if !hedged && slices.ContainsFunc(v.ops, func(o blockdev.Op) bool { return isLate(&o) && o.Err != errAvoided }) {
 			hedged = true
 			a.hedges.issued.Add(1)
 		}
@@ -246,8 +287,8 @@ func (v *View) answer(ctx context.Context, lacks func() (some, late bool), fetch
 			take(r)
 			r.done()
 			return nil
-		case hedged && slices.ContainsFunc(v.ops, func(o blockdev.Op) bool { return isLate(&o) }):
-			// The others cannot answer: the late ones have to.
+		case slices.ContainsFunc(v.ops, func(o blockdev.Op) bool { return isLate(&o) }):
+			// The others cannot answer: the late and the avoided ones have to.
 			if e := a.runOut(ctx, v.ops); e != nil {
 				return e
 			}

@@ -149,17 +149,15 @@ func (v *View) readRows(ctx context.Context) error {
 			continue
 		}
 		op, ok := v.a.hedgedOp(v.band, v.member(j), v.stripe.Off, slotOffset(c.row0), c.mem)
-		if !ok || v.a.avoid(v.band, v.member(j)) {
+		if !ok {
 			missing = true
 			continue
 		}
 		roles[len(v.ops)] = j
 		v.ops = append(v.ops, op)
 	}
-	if len(v.ops) > 0 {
-		if err := v.a.run(v.ops); err != nil {
-			return err
-		}
+	if err := v.a.runWilling(v.band, v.ops, func(i int) int { return v.member(roles[i]) }); err != nil {
+		return err
 	}
 	for i := range v.ops {
 		v.cells[roles[i]].ok = v.ops[i].Err == nil
@@ -261,10 +259,11 @@ func (a *Array) rebuildRange(ctx context.Context, b *band, off uint32, data, at,
 	mem := buf.Bytes()
 	var roles []int
 	ops := make([]blockdev.Op, 0, width)
-	for _, lagging := range []bool{false, true} { // those last
+	lag := a.lagging(b)
+	for _, last := range []bool{false, true} { // those that lag
 		for role := range width {
 			pos := (rotation(b.num, off, len(b.members)) + role) % len(b.members)
-			if !use(role) || role < len(known) && known[role] != nil || a.slots()[b.members[pos].slot].lags() != lagging || slices.Contains(roles, role) {
+			if !use(role) || role < len(known) && known[role] != nil || lag[pos] != last {
 				continue
 			}
 			if op, ok := a.hedgedOp(b, pos, off, at, mem[role*n:][:n:n]); ok {
@@ -359,9 +358,9 @@ func (a *Array) ReadPacked(ctx context.Context, l Loc) (*View, error) {
 	}
 	mem := v.buf.Bytes()[:n]
 	op, ok := a.hedgedOp(b, v.member(int(l.Role)), l.Off, from, mem)
-	if ok = ok && !a.avoid(b, v.member(int(l.Role))); ok {
+	if ok {
 		v.ops = append(v.ops, op)
-		if err := a.run(v.ops); err != nil {
+		if err := a.runWilling(b, v.ops, func(int) int { return v.member(int(l.Role)) }); err != nil {
 			v.Release()
 			return nil, err
 		}
@@ -421,9 +420,10 @@ func (a *Array) anyHeader(ctx context.Context, b *band, off uint32) (header, err
 	var ops []blockdev.Op
 	begun := 0
 	defer func() { release(&buf, ops[:begun]) }()
-	for _, lagging := range []bool{false, true} { // those last
-		for pos, m := range b.members {
-			if a.slots()[m.slot].lags() != lagging || slices.Contains(at, pos) {
+	lag := a.lagging(b)
+	for _, last := range []bool{false, true} { // those that lag
+		for pos := range b.members {
+			if lag[pos] != last {
 				continue
 			}
 			if op, ok := a.hedgedOp(b, pos, off, 0, buf.Bytes()[pos*BlockSize:][:BlockSize]); ok {

@@ -245,7 +245,7 @@ func (a *Array) queueRepair(b *band, off uint32) {
 // queueLatent has a stripe rewritten of which a read met an error other than a missed deadline: sectors that cannot be read can
 // mostly be written, and a disk that refuses that too is fenced.
 func (a *Array) queueLatent(b *band, off uint32, err error) {
-	if err != nil && !errors.Is(err, blockdev.ErrTimeout) {
+	if err != nil && !errors.Is(err, blockdev.ErrTimeout) && !errors.Is(err, blockdev.ErrLate) {
 		a.queueRepair(b, off)
 	}
 }

@@ -1,0 +1,176 @@
+package disk
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"coffer/disk/internal/blockdev"
+)
+
+// window is how far behind a missing stripe others of the same moment can begin, in blocks: all that can be in flight.
+func (b *band) window() int {
+	if b.kind == kindBulk {
+		return (maxBulkAhead + 1) * maxCellBlocks
+	}
+	return (maxInflight + 1) * maxCellBlocks
+}
+
+// headersBehind yields the valid cell headers at blocks off..off+n of a band, in order of offset.
+func (a *Array) headersBehind(b *band, off uint32, n int) func(func(header) bool) {
+	return a.headersBehindBy(a, b, off, n)
+}
+
+// headersBehindBy is headersBehind with reads by run.
+func (a *Array) headersBehindBy(run runner, b *band, off uint32, n int) func(func(header) bool) {
+	return func(yield func(header) bool) {
+		const chunk = 64
+		end := min(off+uint32(n), a.geo.extentBlocks())
+		for ; off < end; off += chunk {
+			found, err := a.headersIn(run, b, off, int(min(chunk, end-off)))
+			if err != nil {
+				return
+			}
+			for _, h := range found {
+				if !yield(h) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// headersIn returns the valid cell headers in n blocks of a band.
+func (a *Array) headersIn(run runner, b *band, off uint32, n int) (found []header, err error) {
+	buf, err := a.meta.Get(a.ctx, n*BlockSize*len(b.members))
+	if err != nil {
+		return nil, err
+	}
+	var ops []blockdev.Op
+	defer func() { release(&buf, ops) }()
+	var slots []int
+	for pos, m := range b.members {
+		if op, ok := a.op(b, pos, off, 0, buf.Bytes()[pos*n*BlockSize:][:n*BlockSize]); ok {
+			ops, slots = append(ops, op), append(slots, m.slot)
+		}
+	}
+	if len(ops) == 0 {
+		return nil, fmt.Errorf("search band %x: no disk left: %w", b.num, ErrCorrupt)
+	}
+	if err := run.run(ops); err != nil {
+		return nil, err
+	}
+	for blk := range n {
+		for i := range ops {
+			if ops[i].Err != nil {
+				continue
+			}
+			at := place{disk: a.slots()[slots[i]].id, band: b.num, off: off + uint32(blk)}
+			if h, err := a.codec.parse(ops[i].Buf[blk*BlockSize:], at); err == nil && a.fits(&h, b) {
+				found = append(found, h)
+			}
+		}
+	}
+	return found, nil
+}
+
+// probe reads the stripe that begins at block off of a band: nil when no valid header is there. Cells are verified.
+func (a *Array) probe(ctx context.Context, b *band, off uint32) (*wholeStripe, error) {
+	return a.probeBy(ctx, a, b, off)
+}
+
+// probeBy is probe with reads by run.
+func (a *Array) probeBy(ctx context.Context, run runner, b *band, off uint32) (*wholeStripe, error) {
+	heads, err := a.headsAt(ctx, run, b, off)
+	if err != nil {
+		return nil, err
+	}
+	var best *wholeStripe
+	for _, h := range heads {
+		w, err := a.readWholeBy(ctx, run, b, h)
+		if err != nil {
+			continue
+		}
+		if best == nil || w.goodCells()-int(w.head.data) > best.goodCells()-int(best.head.data) {
+			best, w = w, best
+		}
+		if w != nil {
+			w.release()
+		}
+	}
+	return best, nil
+}
+
+// headsAt returns a valid header of each stripe that seems to begin at block off of a band: more than one where a cell is stale.
+func (a *Array) headsAt(ctx context.Context, run runner, b *band, off uint32) (seen []header, err error) {
+	if off >= a.geo.extentBlocks() {
+		return nil, nil
+	}
+	buf, err := a.meta.Get(ctx, len(b.members)*BlockSize)
+	if err != nil {
+		return nil, err
+	}
+	var ops []blockdev.Op
+	var slots []int
+	for pos, m := range b.members {
+		if op, ok := a.op(b, pos, off, 0, buf.Bytes()[pos*BlockSize:][:BlockSize]); ok {
+			ops, slots = append(ops, op), append(slots, m.slot)
+		}
+	}
+	defer func() { release(&buf, ops) }()
+	if len(ops) == 0 {
+		return nil, nil
+	}
+	if err := run.run(ops); err != nil {
+		return nil, err
+	}
+	for i := range ops {
+		if ops[i].Err != nil {
+			continue
+		}
+		h, err := a.codec.parse(ops[i].Buf, place{disk: a.slots()[slots[i]].id, band: b.num, off: off})
+		if err != nil || !a.fits(&h, b) || slices.ContainsFunc(seen, func(o header) bool { return o.sameStripe(&h) }) {
+			continue
+		}
+		seen = append(seen, h)
+	}
+	return seen, nil
+}
+
+// eachStripe visits the stripes of a band from front to back, stepping over holes.
+func (a *Array) eachStripe(ctx context.Context, b *band, fn func(*wholeStripe) error) error {
+	for off := uint32(1); ; {
+		w, next, err := a.nextStripe(ctx, a, b, off)
+		if err != nil || w == nil {
+			return err
+		}
+		off = next
+		if err := w.use(fn); err != nil {
+			return err
+		}
+	}
+}
+
+// nextStripe reads by run the stripe of a band that begins at block off, or the first one behind it, and returns where that ends;
+// nil when there is none.
+func (a *Array) nextStripe(ctx context.Context, run runner, b *band, off uint32) (*wholeStripe, uint32, error) {
+	for off < a.geo.extentBlocks() {
+		w, err := a.probeBy(ctx, run, b, off)
+		if err != nil {
+			return nil, 0, err
+		}
+		if w != nil {
+			return w, off + w.head.blocks, nil
+		}
+		at := uint32(0)
+		for h := range a.headersBehindBy(run, b, off+1, b.window()) {
+			at = h.off
+			break
+		}
+		if at <= off {
+			break
+		}
+		off = at
+	}
+	return nil, a.geo.extentBlocks(), nil
+}
