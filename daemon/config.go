@@ -93,6 +93,7 @@ type Config struct {
 	Hardware HardwareConfig `yaml:"hardware"`
 	Scrub    ScrubConfig    `yaml:"scrub"`
 	Spare    SpareConfig    `yaml:"spare"`
+	Rebuild  RebuildConfig  `yaml:"rebuild"`
 	Compact  CompactConfig  `yaml:"compact"`
 	Limits   LimitsConfig   `yaml:"limits"`
 }
@@ -157,6 +158,13 @@ type SpareConfig struct {
 	// Grace is how long a disk may have failed or be missing before a spare takes its place. Default: 10m. Longer than a reboot of what
 	// the disks are in, since a disk that comes back after that is not taken in again.
 	Grace Period `yaml:"grace"`
+}
+
+// RebuildConfig is about writing what a replaced disk held to its successor, and moving it away from a disk that is to leave.
+type RebuildConfig struct {
+	// Rate is how many bytes are read per second at most. Default: 0, no bound: while there are requests a quarter of the disks' time is taken,
+	// otherwise all of it.
+	Rate Size `yaml:"rate"`
 }
 
 // CompactConfig is about moving what is live out of bands that are mostly dead, which gives their space back.
@@ -423,6 +431,9 @@ func (c *Config) Validate() error {
 	}
 	if c.Spare.Grace < minSpareGrace {
 		fault("spare.grace: %v is below %v", time.Duration(c.Spare.Grace), time.Duration(minSpareGrace))
+	}
+	if r := c.Rebuild.Rate; r != 0 && r < minScrubRate {
+		fault("rebuild.rate: %v is below %v", r, minScrubRate)
 	}
 	if c.Compact.Every < minCompactEvery {
 		fault("compact.every: %v is below %v", time.Duration(c.Compact.Every), time.Duration(minCompactEvery))

@@ -39,6 +39,7 @@ hardware: {pin: {aes-256-gcm: stdlib}}
 limits: {connections: 10, stall: 90s}
 scrub: {enabled: false, every: 7d, rate: 100MiB}
 spare: {grace: 1h}
+rebuild: {rate: 50MiB}
 compact: {every: 5m, rate: 10MiB}
 `
 	c, err := loadConfig(writeTemp(t, "c.yaml", all))
@@ -53,6 +54,7 @@ compact: {every: 5m, rate: 10MiB}
 		Scrub:   ScrubConfig{Enabled: new(bool), Every: Period(7 * day), Rate: 100 << 20},
 		Compact: CompactConfig{Every: Period(5 * time.Minute), Rate: 10 << 20},
 		Spare:   SpareConfig{Grace: Period(time.Hour)},
+		Rebuild: RebuildConfig{Rate: 50 << 20},
 	}
 	if diff := cmp.Diff(want, c); diff != "" {
 		t.Errorf("config (-want +got):\n%s", diff)

@@ -30,6 +30,7 @@ func (d dataDir) disks() string     { return filepath.Join(string(d), "disks") }
 func (d dataDir) index() string     { return filepath.Join(string(d), "index") }
 func (d dataDir) rootKey() string   { return filepath.Join(string(d), "keys", "root.key") }
 func (d dataDir) scrub() string     { return filepath.Join(string(d), "scrub.json") }
+func (d dataDir) qualified() string { return filepath.Join(string(d), "qualified.json") }
 func (d dataDir) run() string       { return filepath.Join(string(d), "run") }
 func (d dataDir) tls() string       { return filepath.Join(string(d), "tls") }
 

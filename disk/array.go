@@ -56,6 +56,7 @@ type Array struct {
 	// table holds the disks by slot. It is replaced as a whole, under mu; a disk's identity and device never change.
 	table atomic.Pointer[[]*disk]
 
+	schedule    *schedule
 	rebuildRate atomic.Int64
 	hedges      hedging
 
@@ -79,7 +80,6 @@ type Array struct {
 type counters struct {
 	commits, records, applied atomic.Uint64
 	freed                     atomic.Uint64 // bands
-	views, stripes            atomic.Uint64 // read for callers, and bulk ones written
 	repairs, reconstructions  atomic.Uint64
 }
 

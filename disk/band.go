@@ -111,6 +111,9 @@ type disk struct {
 	suspect atomic.Bool  // slower than its peers
 	late    atomic.Int32 // late reads in flight
 
+	model *Model             // nil: the disk was not qualified
+	due   [classes]time.Time // when what was done on the disk is paid for; guarded by schedule.mu
+
 	role     diskRole    // guarded by Array.mu
 	draining bool        // takes no new bands; guarded by Array.mu
 	drain    *rebuilding // guarded by Array.mu

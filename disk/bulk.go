@@ -229,7 +229,9 @@ func (w *StripeWriter) try(ctx context.Context, ops *[]blockdev.Op) (Stripe, err
 		return Stripe{}, &fenceError{disks: failed, err: firstError(*ops)}
 	}
 	written = true
-	a.stats.stripes.Add(1)
+	if !w.reserved {
+		a.schedule.calls.Add(1)
+	}
 	return Stripe{Band: b.band.num, Off: b.off, Data: uint8(w.data), Segments: uint16(w.segments)}, nil
 }
 

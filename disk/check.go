@@ -10,6 +10,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"coffer/disk/internal/blockdev"
 )
@@ -118,9 +119,10 @@ type pass struct {
 	last    []*band // with unclean: bulk bands that could have unfinished stripes
 	packed  int     // stripes seen, for the sample
 
-	lanes  func() int                  // how many stripes are read at once; nil: as many as go
-	pace   func(context.Context) error // called behind each step, when the pass holds nothing; may be nil
-	passed func(*band)                 // called behind each band; may be nil
+	lanes func() int // how many stripes are read at once; nil: as many as go
+	// pace is called behind each step, when the pass holds nothing; may be nil.
+	pace   func(ctx context.Context, band *band, began time.Time) error
+	passed func(*band) // called behind each band; may be nil
 
 	read  atomic.Int64 // bytes
 	done  atomic.Int64 // bytes of extents that are behind the pass
@@ -245,6 +247,7 @@ func (p *pass) band(ctx context.Context, b *band, behind int64) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
+		began := time.Now()
 		next, err := p.step(ctx, b, off)
 		if errors.Is(err, ErrGone) && !p.numbers.unknown {
 			p.numbers.freed, err = p.a.opt.State.Freed() // it was freed since the pass began
@@ -259,7 +262,7 @@ func (p *pass) band(ctx context.Context, b *band, behind int64) error {
 			p.opt.Bytes(p.done.Load(), p.total)
 		}
 		if p.pace != nil {
-			if err := p.pace(ctx); err != nil {
+			if err := p.pace(ctx, b, began); err != nil {
 				return err
 			}
 		}

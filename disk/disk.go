@@ -179,6 +179,11 @@ type Options struct {
 	HealthEvery time.Duration
 	// SpareGrace is how long a disk is failed or missing before a spare takes its place; 0 means 10 minutes, less than 0 never.
 	SpareGrace time.Duration
+	// RebuildRate is what SetRebuildRate sets.
+	RebuildRate int64
+	// Model tells what a disk was measured to do (Qualification.DiskModel), nil if it was not: background work is held to a share of that while
+	// callers are served. May be nil. A file has the serial of the disk below it, if that is known.
+	Model func(path, serial string, size int64) *Model
 	// Changed, if not nil, is called when disks were added, retired or replaced. Status tells which are there. It may take a moment,
 	// during which nothing is written, but must not change the set of disks.
 	Changed func()
@@ -191,6 +196,15 @@ type Options struct {
 	arenas *[3]*blockdev.Arena                             // tests: shared by many arrays
 	rand   func([]byte)                                    // tests: nonces and ids from a seed
 	faults faults                                          // tests: seeded bugs
+}
+
+// model is what is known of a disk.
+func (o *Options) model(dev blockdev.Device) *Model {
+	if o.Model == nil {
+		return nil
+	}
+	l := dev.Limits()
+	return o.Model(dev.Path(), l.Serial, l.Size)
 }
 
 // faults are bugs that tests switch on to prove that the simulation would catch them (docs/testing.md).

@@ -52,7 +52,8 @@ func (a *Array) add(ctx context.Context, dev blockdev.Device, spare bool) (int, 
 	if err := a.blank(ctx, gi); err != nil {
 		return 0, fmt.Errorf("%w: %w", ErrAdd, err)
 	}
-	d := &disk{dev: dev, gi: gi, path: dev.Path(), state: DiskHealthy, extents: a.geo.extents(dev.Limits().Size), fresh: true}
+	d := &disk{dev: dev, gi: gi, path: dev.Path(), state: DiskHealthy, extents: a.geo.extents(dev.Limits().Size), fresh: true,
+		model: a.opt.model(dev)}
 	if spare {
 		d.role, d.state = roleSpare, DiskSpare
 	}
@@ -525,7 +526,9 @@ func (a *Array) copyMember(ctx context.Context, r *rebuilding, b, moved *band, p
 			}
 		}
 		w.band = moved
-		return r.pace.piece(ctx, len(w.cells[role])*int(w.head.data), func() error {
+		cell := len(w.cells[role])
+		loads := []usage{{d: a.slots()[b.members[pos].slot], read: cell}, {d: to, write: cell}}
+		return a.schedule.piece(ctx, ClassRepair, a.rebuildRate.Load(), loads, func() error {
 			ops := []blockdev.Op{a.cellWrite(w, role, to)}
 			err := a.group.Run(ops)
 			w.ops = append(w.ops, ops...)

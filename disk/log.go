@@ -116,6 +116,9 @@ func (p *packedLog) enqueue(r *request) error {
 		return fmt.Errorf("append: %w", ErrFull)
 	}
 	p.queue = append(p.queue, r)
+	if !r.rec.Patient {
+		p.a.schedule.calls.Add(1)
+	}
 	p.bePatient()
 	p.wake.Broadcast()
 	return nil

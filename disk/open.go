@@ -395,6 +395,8 @@ func newArray(opt Options, devs []blockdev.Device, head *superblock, disks []*di
 		diskOf: make([]atomic.Pointer[disk], blockdev.MaxGroup), writeTimeout: writeTimeout, readTimeout: timeout(opt.ReadTimeout),
 		bulk: bulkStream{lock: make(chan struct{}, 1)},
 	}
+	a.schedule = newSchedule(a)
+	a.rebuildRate.Store(opt.RebuildRate)
 	if opt.Crypto != nil {
 		a.encoded, a.rebuilt = opt.Crypto.Meter(hw.ReedSolomon, hw.Encode), opt.Crypto.Meter(hw.ReedSolomon, hw.Reconstruct)
 	}
@@ -411,6 +413,7 @@ func newArray(opt Options, devs []blockdev.Device, head *superblock, disks []*di
 	for _, d := range disks {
 		if d.dev != nil {
 			a.diskOf[d.gi].Store(d)
+			d.model = opt.model(d.dev)
 			d.extents = min(d.extents, a.geo.extents(d.dev.Limits().Size))
 		}
 		d.used = make([]bool, d.extents)

@@ -49,6 +49,21 @@ type Qualification struct {
 	CacheWhy   string       `json:"write_cache_reason,omitempty"`
 }
 
+// DiskModel is what background work is scheduled by. Without a measurement of writes they are taken to be as fast as reads.
+func (q *Qualification) DiskModel() *Model {
+	best := func(points []DepthPoint) (rate float64) {
+		for _, p := range points {
+			rate = max(rate, p.Rate)
+		}
+		return rate
+	}
+	m := &Model{ReadBandwidth: q.SeqRead, WriteBandwidth: q.SeqWrite, ReadRate: best(q.RandRead), WriteRate: best(q.RandWrite)}
+	if m.WriteBandwidth == 0 {
+		m.WriteBandwidth, m.WriteRate = m.ReadBandwidth, m.ReadRate
+	}
+	return m
+}
+
 // DepthPoint is a measurement with as many operations under way.
 type DepthPoint struct {
 	Depth int           `json:"depth"`

@@ -90,7 +90,7 @@ func (a *Array) ReadStripe(ctx context.Context, s Stripe, first, n int) (*View, 
 	}
 	v := views.Get().(*View)
 	*v = View{a: a, band: b, stripe: s, first: first, n: n, ops: v.ops[:0]}
-	a.stats.views.Add(1)
+	a.schedule.calls.Add(1)
 	if err := v.readRows(ctx); err != nil {
 		v.Release()
 		return nil, err
@@ -349,7 +349,7 @@ func (a *Array) ReadPacked(ctx context.Context, l Loc) (*View, error) {
 	}
 	from := int(l.Start) &^ (BlockSize - 1)
 	n := alignUp(int(end)) - from
-	a.stats.views.Add(1)
+	a.schedule.calls.Add(1)
 	v := views.Get().(*View)
 	*v = View{a: a, band: b, loc: l, n: 1, start: int(l.Start) - from, ops: v.ops[:0]}
 	if v.buf, err = a.reads.Get(ctx, n); err != nil {

@@ -41,7 +41,6 @@ type rebuilding struct {
 	left    atomic.Int64
 	failed  atomic.Int64
 	bytes   atomic.Int64
-	pace    pace
 }
 
 func (r *rebuilding) status() *Rebuild {
@@ -81,7 +80,7 @@ func (a *Array) replace(ctx context.Context, slot int, dev blockdev.Device) erro
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrReplace, err)
 	}
-	d := &disk{dev: dev, gi: gi, path: dev.Path()}
+	d := &disk{dev: dev, gi: gi, path: dev.Path(), model: a.opt.model(dev)}
 	a.random(d.id[:])
 	return a.exchange(slot, d, nil)
 }
@@ -168,7 +167,7 @@ func (b *band) position(slot int) int {
 func (b *band) isHollow(pos int) bool { return b.hollow.Load()>>pos&1 != 0 }
 
 func (a *Array) newRebuilding(cancel context.CancelFunc) *rebuilding {
-	return &rebuilding{cancel: cancel, started: a.now(), pace: pace{a: a, lane: make(chan struct{}, 1)}}
+	return &rebuilding{cancel: cancel, started: a.now()}
 }
 
 // startRebuilds goes on with disks that are not whole.
@@ -361,7 +360,14 @@ func (a *Array) rebuildCell(ctx context.Context, c *cellRebuild, h header) error
 	if !ours {
 		return nil
 	}
-	return c.r.pace.piece(ctx, int(h.data)*int(h.blocks)*BlockSize, func() error {
+	cell := int(h.blocks) * BlockSize
+	loads := []usage{{d: c.d, write: cell}}
+	for i := 0; len(loads) <= int(h.data) && i < len(c.b.members); i++ {
+		if pos := (int(h.rot) + i) % len(c.b.members); pos != c.pos {
+			loads = append(loads, usage{d: a.slots()[c.b.members[pos].slot], read: cell})
+		}
+	}
+	return a.schedule.piece(ctx, ClassRepair, a.rebuildRate.Load(), loads, func() error {
 		w, err := a.readEnough(ctx, c.b, h, role)
 		if err == nil && w.goodCells() < int(h.data) {
 			w.release()
@@ -413,60 +419,3 @@ func (a *Array) finishRebuild(d *disk) {
 	}
 	a.logger.Info("disk rebuilt", "path", d.path, "slot", d.slot)
 }
-
-// pace makes background work give way: to a rate that is set, or else to callers. While these do something, one piece is worked on at a
-// time, and is followed by a rest of twice its length.
-type pace struct {
-	a    *Array
-	lane chan struct{} // capacity 1
-	seen atomic.Uint64
-	busy atomic.Int64 // callers are taken to be there until then, Unix ns
-}
-
-// callersLast is for how long callers are taken to be there after something was done for them.
-const callersLast = 20 * time.Millisecond
-
-// maxRest bounds one rest: a disk that was slow once must not stop the work.
-const maxRest = 250 * time.Millisecond
-
-// callerOps counts what callers have had done.
-func (a *Array) callerOps() uint64 {
-	return a.stats.views.Load() + a.stats.stripes.Load() + a.stats.commits.Load()
-}
-
-// callers reports whether callers have had something done lately.
-func (p *pace) callers() bool {
-	now := time.Now()
-	if ops := p.a.callerOps(); p.seen.Swap(ops) != ops {
-		p.busy.Store(now.Add(callersLast).UnixNano())
-	}
-	return now.UnixNano() < p.busy.Load()
-}
-
-// piece does a piece of work that reads n bytes, and rests.
-func (p *pace) piece(ctx context.Context, n int, work func() error) error {
-	rate := p.a.rebuildRate.Load()
-	if p.a.opt.manual != nil || rate == 0 && !p.callers() {
-		return work()
-	}
-	if err := p.a.acquire(ctx, p.lane); err != nil {
-		return err
-	}
-	defer func() { <-p.lane }()
-	start := time.Now()
-	err := work()
-	rest := min(2*time.Since(start), maxRest)
-	if rate > 0 {
-		rest = time.Duration(float64(n) / float64(rate) * float64(time.Second))
-	}
-	t := time.NewTimer(rest)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-ctx.Done():
-	}
-	return err
-}
-
-// SetRebuildRate bounds what the rebuild of a disk reads, in bytes per second; 0 lets it give way to callers only.
-func (a *Array) SetRebuildRate(bytesPerSecond int64) { a.rebuildRate.Store(bytesPerSecond) }

@@ -196,7 +196,7 @@ func (s *Scrub) begin() (*pass, error) {
 	if err != nil {
 		return nil, err
 	}
-	p.pace = func(ctx context.Context) error { return s.pace(ctx, p) }
+	p.pace = func(ctx context.Context, b *band, began time.Time) error { return s.pace(ctx, p, b, began) }
 	p.lanes = s.lanes
 	p.passed = func(b *band) { s.passed(p, b) }
 	s.mu.Lock()
@@ -268,9 +268,21 @@ func (s *Scrub) end(p *pass, err error) {
 		"repaired", r.Repaired, "missing", r.Missing, "lost", r.Lost)
 }
 
-// pace waits until the rate, and who has paused the scrub, allow the next step of a pass.
-func (s *Scrub) pace(ctx context.Context, p *pass) error {
-	s.charge(p.read.Load())
+// pace waits until callers, the rate, and who has paused the scrub allow the next step of a pass.
+func (s *Scrub) pace(ctx context.Context, p *pass, b *band, began time.Time) error {
+	read, rate := s.charge(p.read.Load())
+	if sched := s.a.schedule; sched.callers() {
+		var loads []usage
+		for _, m := range b.members {
+			loads = append(loads, usage{d: s.a.slots()[m.slot], read: int(read) / len(b.members)})
+		}
+		took := time.Since(began)
+		unmeasured := took
+		if rate > 0 { // it is held to that
+			unmeasured = 0
+		}
+		sched.rest(ctx, ClassScrub, loads, took, unmeasured)
+	}
 	for {
 		s.mu.Lock()
 		now := time.Now()
@@ -301,6 +313,9 @@ const laneSpan = 50 * time.Millisecond
 
 // lanes is how many stripes a step may read.
 func (s *Scrub) lanes() int {
+	if s.a.schedule.callers() {
+		return 1
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.rate == 0 {
@@ -310,19 +325,20 @@ func (s *Scrub) lanes() int {
 	return int(max(s.rate*int64(laneSpan)/int64(time.Second)/stripe, 1))
 }
 
-// charge takes into account what a pass has read: the time that it should have taken counts from where the last step began.
-func (s *Scrub) charge(read int64) {
+// charge takes into account what a pass has read, and returns how much that is since the last time, and the rate: the time that it should have taken counts from where the last step began.
+func (s *Scrub) charge(read int64) (since, rate int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.rate > 0 {
 		s.free = s.free.Add(time.Duration(float64(read-s.charged) / float64(s.rate) * float64(time.Second)))
 	}
-	s.charged = read
+	since, s.charged = read-s.charged, read
 	now := time.Now()
 	if span := now.Sub(s.mark.at); span >= speedSpan || s.speed == 0 && span >= speedSpan/10 {
 		s.speed = int64(float64(read-s.mark.read) / span.Seconds())
 		s.mark = speedMark{now, read}
 	}
+	return since, s.rate
 }
 
 // passed notes that a band is behind the pass.

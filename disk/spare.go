@@ -85,5 +85,5 @@ func (a *Array) promote(old *disk) error {
 		return errNoSpare
 	}
 	a.logger.Warn("spare takes the place of a disk", "slot", old.slot, "old", old.path, "spare", spare.path)
-	return a.exchange(old.slot, &disk{id: spare.id, dev: spare.dev, gi: spare.gi, path: spare.path}, spare)
+	return a.exchange(old.slot, &disk{id: spare.id, dev: spare.dev, gi: spare.gi, path: spare.path, model: spare.model}, spare)
 }

@@ -29,18 +29,19 @@ const (
 
 // DiskStatus describes a member. Sizes are bytes.
 type DiskStatus struct {
-	Slot    int       `json:"slot"`
-	ID      string    `json:"id"`
-	Path    string    `json:"path"`
-	State   DiskState `json:"state"`
-	Reason  string    `json:"reason,omitempty"`
-	Size    int64     `json:"size"`
-	Extents int       `json:"extents"`
-	Free    int       `json:"free_extents"`
-	Model   string    `json:"model,omitempty"` // of a file: of the disk below it
-	Serial  string    `json:"serial,omitempty"`
-	Rebuild *Rebuild  `json:"rebuild,omitempty"`
-	Drain   *Rebuild  `json:"drain,omitempty"`
+	Slot     int       `json:"slot"`
+	ID       string    `json:"id"`
+	Path     string    `json:"path"`
+	State    DiskState `json:"state"`
+	Reason   string    `json:"reason,omitempty"`
+	Size     int64     `json:"size"`
+	Extents  int       `json:"extents"`
+	Free     int       `json:"free_extents"`
+	Model    string    `json:"model,omitempty"` // of a file: of the disk below it
+	Serial   string    `json:"serial,omitempty"`
+	Measured *Model    `json:"measured,omitempty"` // what it does, if it was qualified
+	Rebuild  *Rebuild  `json:"rebuild,omitempty"`
+	Drain    *Rebuild  `json:"drain,omitempty"`
 
 	Stats blockdev.Stats `json:"-"`
 }
@@ -107,7 +108,7 @@ func (a *Array) Status() Status {
 		}
 		ds := DiskStatus{
 			Slot: d.slot, ID: hex.EncodeToString(d.id[:]), Path: d.path, State: d.state, Reason: d.reason,
-			Extents: int(d.extents), Free: d.free,
+			Extents: int(d.extents), Free: d.free, Measured: d.model,
 		}
 		if d.counts() && !d.draining {
 			extents += int64(d.extents)

@@ -76,7 +76,7 @@ func (s *Store) Compact(ctx context.Context, o CompactOptions) (CompactReport, e
 	if err != nil {
 		return CompactReport{}, err
 	}
-	c := &compaction{s: s, log: log, pace: s.newPacer(), progress: o.Progress}
+	c := &compaction{s: s, log: log, pace: s.newPacer(log), progress: o.Progress}
 	if err := c.inTurn(ctx, func() error { clear(s.damaged); return nil }); err != nil {
 		return c.report, err
 	}
@@ -88,7 +88,7 @@ func (s *Store) Compact(ctx context.Context, o CompactOptions) (CompactReport, e
 
 // relieve frees the band that costs least for what it gives, and reports whether it freed any.
 func (s *Store) relieve(ctx context.Context, log Log) bool {
-	c := &compaction{s: s, log: log, pace: s.newPacer()}
+	c := &compaction{s: s, log: log, pace: s.newPacer(log)}
 	err := c.inTurn(ctx, func() error {
 		dead, list, err := c.candidates(minGainTight)
 		if err != nil {

@@ -38,7 +38,7 @@ func (f *fixture) compact(all bool) CompactReport {
 
 // compactBand compacts one band, whatever it gains.
 func (f *fixture) compactBand(b disk.Band) error {
-	c := &compaction{s: f.Store, log: f.log, pace: f.newPacer()}
+	c := &compaction{s: f.Store, log: f.log, pace: f.newPacer(f.log)}
 	return c.inTurn(f.t.Context(), func() error { return c.reclaim(f.t.Context(), candidate{Band: b}) })
 }
 
@@ -465,7 +465,7 @@ func TestRelocateReplaced(t *testing.T) {
 	for _, body := range [][]byte{nil, []byte("packed"), pattern(300000, 2)} {
 		f.log.roll()
 		f.put("k", body, PutOptions{})
-		m := &mover{s: f.Store, log: f.log, pace: f.newPacer(), band: band}
+		m := &mover{s: f.Store, log: f.log, pace: f.newPacer(f.log), band: band}
 		if err := m.relocate(t.Context(), index.ObjectKey(nil, f.buckets.get("b").id, "k")); err != nil || m.moved.Load() != 0 {
 			t.Errorf("%d bytes moved, %v", m.moved.Load(), err)
 		}
@@ -490,7 +490,7 @@ func TestCompactionOfUnsettled(t *testing.T) {
 	f.log.Pin(band.Num)
 	last := f.log.stripe
 	f.log.torn[last] = true // as if it were not written yet
-	c := &compaction{s: f.Store, log: f.log, pace: f.newPacer()}
+	c := &compaction{s: f.Store, log: f.log, pace: f.newPacer(f.log)}
 	if err := c.reclaim(t.Context(), candidate{Band: band}); err != nil || c.report.Left != 1 || f.damaged[band.Num] {
 		t.Errorf("%+v, %v", c.report, err)
 	}
@@ -515,7 +515,7 @@ func TestConcurrentCompaction(t *testing.T) {
 	compactor.Go(func() {
 		for i := 1; ctx.Err() == nil; i++ {
 			f.log.roll()
-			c := &compaction{s: f.Store, log: f.log, pace: f.newPacer()}
+			c := &compaction{s: f.Store, log: f.log, pace: f.newPacer(f.log)}
 			for _, b := range f.log.Bands() {
 				if !b.Closed {
 					continue

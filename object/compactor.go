@@ -172,7 +172,7 @@ func (s *Store) background(ctx context.Context, log Log) {
 	run.All = asked && c.all
 	c.asked, c.all, c.err, c.current = false, false, nil, run
 	c.mu.Unlock()
-	pass := &compaction{s: s, log: log, pace: s.newPacer(), run: run}
+	pass := &compaction{s: s, log: log, pace: s.newPacer(log), run: run}
 	pass.pace.pausable = true
 	var err error
 	if asked {
@@ -256,15 +256,16 @@ func bandLive(log Log, b disk.Band, counted int64) int64 {
 // pacer spreads the bytes that are moved over time.
 type pacer struct {
 	s        *Store
+	log      Log
 	pausable bool       // a pause ends the pass
 	mu       sync.Mutex // guards next
 	// next is when what was moved so far is paid for.
 	next time.Time
 }
 
-func (s *Store) newPacer() *pacer { return &pacer{s: s} }
+func (s *Store) newPacer(log Log) *pacer { return &pacer{s: s, log: log} }
 
-// wait returns when n more bytes may be moved: at once while writers wait for space.
+// wait returns when the rate and other callers let n more bytes be moved: at once while writers wait for space.
 func (p *pacer) wait(ctx context.Context, n int) error {
 	var until time.Time
 	for first := true; ; first = false {
@@ -283,6 +284,9 @@ func (p *pacer) wait(ctx context.Context, n int) error {
 		}
 		if first {
 			until = p.charge(n, rate)
+			if err := p.log.Yield(ctx, disk.ClassCompaction, n); err != nil {
+				return err
+			}
 		}
 		left := time.Until(until)
 		if left <= 0 || rate == 0 {

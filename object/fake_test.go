@@ -452,6 +452,8 @@ func (l *memLog) Admit(ctx context.Context) error { return ctx.Err() }
 func (l *memLog) Pressure() <-chan struct{}       { return l.pressure }
 func (l *memLog) Waiting() int                    { return 0 }
 
+func (l *memLog) Yield(ctx context.Context, _ disk.Class, _ int) error { return ctx.Err() }
+
 func (l *memLog) Relieve(try func() bool) {
 	for try() {
 	}

@@ -36,6 +36,8 @@ type Log interface {
 	Horizon() uint64
 	Pressure() <-chan struct{}
 	Relieve(try func() bool)
+	// Yield waits until background work may move n more bytes.
+	Yield(ctx context.Context, class disk.Class, n int) error
 	// Waiting counts the callers in Admit.
 	Waiting() int
 }
