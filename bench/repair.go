@@ -28,9 +28,11 @@ type repairSeries struct {
 // repair measures what keeps an array whole against the sequential speed of its disks, and what callers notice of it.
 func (b *bench) repair(ctx context.Context) error {
 	var r repairSeries
-	if b.opt.wants("scrub", "rebuild", "foreground") {
-		if err := b.repairRounds(ctx, &r); err != nil {
-			return err
+	for _, what := range []string{"scrub", "rebuild", "foreground"} {
+		if b.opt.wants(what) {
+			if err := b.repairRounds(ctx, &r, what); err != nil {
+				return err
+			}
 		}
 	}
 	if b.opt.wants("degraded") {
@@ -63,7 +65,11 @@ func (b *bed) readBytes() (n uint64) {
 	return n
 }
 
-func (b *bench) repairRounds(ctx context.Context, r *repairSeries) (err error) {
+// maxRepairs is how many disks may be replaced before the bands that each epoch begins with have filled the array.
+const maxRepairs = 7
+
+// repairRounds measures one thing on an array of its own.
+func (b *bench) repairRounds(ctx context.Context, r *repairSeries, what string) (err error) {
 	if err := b.rig.makeSpare(); err != nil {
 		return err
 	}
@@ -77,7 +83,7 @@ func (b *bench) repairRounds(ctx context.Context, r *repairSeries) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, p.close()) }()
-	where, err := writeStripes(ctx, bed.array, pick(b, 512, 48))
+	where, err := writeStripes(ctx, bed.array, pick(b, 384, 48))
 	if err != nil {
 		return err
 	}
@@ -85,7 +91,8 @@ func (b *bench) repairRounds(ctx context.Context, r *repairSeries) (err error) {
 	slot := 0
 	next := func() int { slot = (slot + 1) % disks; return slot }
 	var turns []func() error
-	if b.opt.wants("scrub") {
+	switch what {
+	case "scrub":
 		turns = append(turns, func() error {
 			before := bed.readBytes()
 			took, err := timed(func() error {
@@ -103,8 +110,7 @@ func (b *bench) repairRounds(ctx context.Context, r *repairSeries) (err error) {
 			r.plainRead.add(took, float64(n))
 			return err
 		})
-	}
-	if b.opt.wants("rebuild") {
+	case "rebuild":
 		turns = append(turns, func() error {
 			var n uint64
 			took, err := timed(func() (err error) { n, err = b.rebuild(ctx, bed, next(), nil); return err })
@@ -117,8 +123,7 @@ func (b *bench) repairRounds(ctx context.Context, r *repairSeries) (err error) {
 			r.plainCopy.add(took, float64(n))
 			return err
 		})
-	}
-	if b.opt.wants("foreground") {
+	case "foreground":
 		turns = append(turns, func() error { return b.foreground(ctx, bed, where, nil, &r.readIdle, &r.appendIdle) },
 			func() error {
 				busy := make(chan struct{})
@@ -132,7 +137,7 @@ func (b *bench) repairRounds(ctx context.Context, r *repairSeries) (err error) {
 				return errors.Join(err, g.Wait())
 			})
 	}
-	return byTurns(b.opt.rounds, turns...)
+	return byTurns(min(b.opt.rounds, maxRepairs), turns...)
 }
 
 // rebuild puts the spare disk in place of another and waits until it is whole. It returns the bytes written to it.
