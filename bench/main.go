@@ -51,6 +51,7 @@ type suite struct {
 var suites = []suite{
 	{"sealed against null cipher, 16 MiB objects", []string{"seal/files", "seal/md5", "seal/memory"}, (*bench).seal},
 	{"bulk stripes against plain O_DIRECT loops", []string{"engine"}, (*bench).engine},
+	{"the engine's large I/O against fio", []string{"streams"}, (*bench).streams},
 	{"4 KiB durable puts against a lone durable append loop",
 		[]string{"puts/store/1", "puts/store/64", "puts/store/256", "puts/array/1", "puts/array/64", "puts/array/256"}, (*bench).puts},
 	{"scrub, rebuild, and reads without a disk", []string{"scrub", "rebuild", "foreground", "degraded"}, (*bench).repair},

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"os/exec"
 	"runtime"
 	"strings"
@@ -129,20 +130,81 @@ func (b *bench) smallReads(ctx context.Context) (err error) {
 
 // fioReads is how many random reads of 4 KiB fio does a second, with io_uring and huge pages as the engine.
 func fioReads(ctx context.Context, paths []string, d time.Duration) (float64, error) {
-	cmd := exec.CommandContext(ctx, "fio", "--name=read", "--filename="+strings.Join(paths, ":"), "--rw=randread", "--bs=4k", "--direct=1",
-		"--ioengine=io_uring", fmt.Sprintf("--iodepth=%d", getReaders), "--thread", "--mem=mmap", "--time_based",
-		fmt.Sprintf("--runtime=%dms", d.Milliseconds()), "--output-format=json")
-	out, err := cmd.Output()
+	job, err := runFio(ctx, paths, d, "--rw=randread", "--bs=4k", fmt.Sprintf("--iodepth=%d", getReaders), "--mem=mmap")
+	return job.Read.IOPS, err
+}
+
+// fioJob is what fio says of a job: operations and KiB per second.
+type fioJob struct {
+	Read, Write struct {
+		IOPS float64
+		BW   int64
+	}
+}
+
+// runFio has fio work on files for a while, with O_DIRECT and io_uring.
+func runFio(ctx context.Context, paths []string, d time.Duration, args ...string) (fioJob, error) {
+	args = append([]string{"--name=job", "--filename=" + strings.Join(paths, ":"), "--direct=1", "--ioengine=io_uring", "--thread", "--time_based",
+		fmt.Sprintf("--runtime=%dms", d.Milliseconds()), "--output-format=json"}, args...)
+	out, err := exec.CommandContext(ctx, "fio", args...).Output()
 	if err != nil {
-		return 0, fmt.Errorf("run fio: %w", err)
+		return fioJob{}, fmt.Errorf("run fio: %w", err)
 	}
-	var doc struct {
-		Jobs []struct{ Read struct{ IOPS float64 } }
-	}
+	var doc struct{ Jobs []fioJob }
 	if err := json.Unmarshal(out, &doc); err != nil || len(doc.Jobs) != 1 {
-		return 0, fmt.Errorf("read fio's answer: %d jobs: %w", len(doc.Jobs), err)
+		return fioJob{}, fmt.Errorf("read fio's answer: %d jobs: %w", len(doc.Jobs), err)
 	}
-	return doc.Jobs[0].Read.IOPS, nil
+	return doc.Jobs[0], nil
+}
+
+// hugePages is how many huge pages are kept for those who ask (Linux: Documentation/admin-guide/mm/hugetlbpage.rst).
+func hugePages() (n int) {
+	info, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		return 0
+	}
+	if _, free, ok := strings.Cut(string(info), "HugePages_Free:"); ok {
+		fmt.Sscan(free, &n)
+	}
+	return n
+}
+
+// streams compares sequential reads and writes by the engine's I/O, four of 1 MiB under way, with fio on the same file.
+func (b *bench) streams(ctx context.Context) error {
+	if _, err := exec.LookPath("fio"); err != nil {
+		fmt.Fprintln(b.out, "    fio is not installed")
+		return nil
+	}
+	if err := b.rig.makeSpare(); err != nil {
+		return err
+	}
+	// Pages are what counts in large I/O: without huge ones fio is no peer, and gets no target.
+	mem, target, note := "--mem=mmap", 0.0, "fio without huge pages: sysctl vm.nr_hugepages=64 gives it some"
+	if hugePages() >= 16 {
+		mem, target, note = "--mem=shmhuge", 0.95, "both in huge pages"
+	}
+	span := b.span(1500 * time.Millisecond)
+	var read, write, fioRead, fioWrite []float64
+	engine := func() error {
+		q, err := disk.Qualify(ctx, b.rig.spare, disk.QualifyOptions{Span: span, Write: true, Streams: true})
+		if err == nil {
+			read, write = append(read, q.SeqRead), append(write, q.SeqWrite)
+		}
+		return err
+	}
+	fio := func(rw string, to *[]float64) error {
+		io, err := runFio(ctx, []string{b.rig.spare}, span, "--rw="+rw, "--bs=1m", "--iodepth=4", mem, "--end_fsync=1")
+		*to = append(*to, float64(max(io.Read.BW, io.Write.BW)*1024))
+		return err
+	}
+	err := byTurns(b.opt.rounds, engine, func() error { return errors.Join(fio("write", &fioWrite), fio("read", &fioRead)) })
+	if err != nil {
+		return err
+	}
+	b.add(result{What: "reads of 1 MiB, 4 under way : fio", A: gbps(median(read)), B: gbps(median(fioRead)), Ratio: median(ratios(read, fioRead)), Target: target, Note: note})
+	b.add(result{What: "writes of 1 MiB, 4 under way, and a flush : fio", A: gbps(median(write)), B: gbps(median(fioWrite)),
+		Ratio: median(ratios(write, fioWrite)), Target: target, Note: note})
+	return nil
 }
 
 // smallGets compares reads per second with plain random reads of the same size, as many at once.

@@ -21,6 +21,8 @@ type QualifyOptions struct {
 	Span time.Duration
 	// Write measures writes and the write cache as well, which destroys what the disk holds.
 	Write bool
+	// Streams measures sequential bandwidth only.
+	Streams bool
 	// Progress is told what is measured next; may be nil.
 	Progress func(what string)
 }
@@ -153,7 +155,7 @@ func Qualify(ctx context.Context, path string, opt QualifyOptions) (_ *Qualifica
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, g.Close()) }()
-	q := &qualifier{g: g, dev: dev, size: dev.Limits().Size &^ (qualifyLarge - 1), span: opt.Span, arena: newArena(128 << 20), progress: opt.Progress}
+	q := &qualifier{g: g, dev: dev, size: dev.Limits().Size &^ (qualifyLarge - 1), span: opt.Span, streams: opt.Streams, arena: newArena(128 << 20), progress: opt.Progress}
 	defer q.arena.Close()
 	if q.span == 0 {
 		q.span = qualifySpan
@@ -172,7 +174,7 @@ func Qualify(ctx context.Context, path string, opt QualifyOptions) (_ *Qualifica
 	if err := q.reads(ctx, r); err != nil {
 		return nil, err
 	}
-	if opt.Write {
+	if opt.Write && !opt.Streams {
 		r.Cache, r.CacheWhy = CacheVerdict(r.Rotational, r.WriteBack, r.RandRead[0].P50, r.Durable.P50)
 	}
 	return r, nil
@@ -185,6 +187,7 @@ type qualifier struct {
 	size     int64
 	span     time.Duration
 	arena    *blockdev.Arena
+	streams  bool
 	progress func(string)
 }
 
@@ -321,6 +324,9 @@ func (q *qualifier) reads(ctx context.Context, r *Qualification) (err error) {
 	if r.SeqRead, err = q.stream(ctx, false); err != nil {
 		return err
 	}
+	if q.streams {
+		return nil
+	}
 	q.say("random reads of 4 KiB")
 	if r.RandRead, err = q.random(ctx, false); err != nil {
 		return err
@@ -352,6 +358,9 @@ func (q *qualifier) writes(ctx context.Context, r *Qualification) (err error) {
 	q.say("sequential writes of 1 MiB")
 	if r.SeqWrite, err = q.stream(ctx, true); err != nil {
 		return err
+	}
+	if q.streams {
+		return nil
 	}
 	q.say("random writes of 4 KiB")
 	if r.RandWrite, err = q.random(ctx, true); err != nil {
