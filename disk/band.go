@@ -199,6 +199,13 @@ func (a *Array) bandsOf(free []int) int {
 	return min(sum/w, free[len(free)-w])
 }
 
+// freeSpace is how many bytes of data fit into extents that are not taken, in stripes as wide as the live disks allow; a.mu is held.
+func (a *Array) freeSpace() int64 {
+	width := min(a.geo.width(), a.liveLocked())
+	data := max(width-a.geo.Parity, min(width, 1))
+	return int64(max(a.bandsLeft()-reserveBands, 0)) * int64(data) * (a.geo.ExtentSize - BlockSize)
+}
+
 // openBand takes extents on the emptiest live disks and writes the band's header on each, durably.
 func (a *Array) openBand(ctx context.Context, k kind, essential bool) (*band, error) {
 	a.mu.Lock()

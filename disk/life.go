@@ -179,7 +179,7 @@ func (a *Array) planRemoval(slot int) (*Removal, error) {
 	usable := (a.geo.ExtentSize - BlockSize) * int64(a.geo.Data)
 	if d.role == roleSpare {
 		p.Capacity = int64(a.totalBands()) * usable
-		p.After, p.Free, p.Disks = p.Capacity, int64(max(a.bandsLeft()-reserveBands, 0))*usable, a.counted()
+		p.After, p.Free, p.Disks = p.Capacity, a.freeSpace(), a.counted()
 		return p, nil
 	}
 	if d.draining {

@@ -3,6 +3,7 @@ package disk
 import (
 	"bytes"
 	"errors"
+	"log/slog"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -493,5 +494,74 @@ func TestFreedWhileAway(t *testing.T) {
 				t.Errorf("band %x is back, with %d records", num, len(s.state.entries))
 			}
 		})
+	}
+}
+
+// TestUnusedDiskIsNamed: of a disk that is there and cannot be used it is said why, whether the array opens or not.
+func TestUnusedDiskIsNamed(t *testing.T) {
+	f := newFileArray(t, 6, 4, 2, superArea+24<<20)
+	a := f.open()
+	if err := a.Close(); err != nil {
+		t.Fatal(err)
+	}
+	spoil := func(i int) {
+		t.Helper()
+		w, err := os.OpenFile(f.paths[i], os.O_WRONLY, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = w.WriteAt(bytes.Repeat([]byte("nonsense"), superArea/8), 0)
+		if err := errors.Join(err, w.Close()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	spoil(2)
+	var log bytes.Buffer
+	f.opt.Logger = slog.New(slog.NewTextHandler(&log, nil))
+	a = f.open()
+	st := a.Status()
+	if d := st.Disks[2]; d.State != DiskMissing || !strings.Contains(d.Reason, f.paths[2]) || !strings.Contains(d.Reason, "superblock") {
+		t.Errorf("slot 2 is %s: %s", d.State, d.Reason)
+	}
+	if !strings.Contains(log.String(), f.paths[2]) {
+		t.Errorf("the log does not name it: %s", log.String())
+	}
+	if err := a.Close(); err != nil {
+		t.Fatal(err)
+	}
+	spoil(3)
+	spoil(4)
+	if _, err := f.tryOpen(); !errors.Is(err, ErrMembership) || !strings.Contains(err.Error(), f.paths[2]) || !strings.Contains(err.Error(), f.paths[4]) {
+		t.Errorf("three of six spoilt: %v", err)
+	}
+}
+
+// TestFreeWhenDegraded: what is said to be free is what can be written, with disks missing too.
+func TestFreeWhenDegraded(t *testing.T) {
+	f := newFileArray(t, 6, 4, 2, superArea+64<<20)
+	for range 2 {
+		a := f.open()
+		free, wrote := a.Status().Free, int64(0)
+		for {
+			s, err := writeStripe(a, 1, a.MaxStripeSegments()/2)
+			if errors.Is(err, ErrFull) {
+				break
+			} else if err != nil {
+				t.Fatal(err)
+			}
+			wrote += int64(s.Segments) * SegmentSize
+		}
+		if float64(wrote) < 0.7*float64(free) || float64(wrote) > 1.5*float64(free)+float64(a.geo.ExtentSize*4) {
+			t.Errorf("%d disks: %d bytes were free and %d could be written", len(a.Status().Disks), free, wrote)
+		}
+		if err := a.Close(); err != nil {
+			t.Fatal(err)
+		}
+		f = newFileArray(t, 6, 4, 2, superArea+64<<20)
+		for _, p := range f.paths[:2] {
+			if err := os.Remove(p); err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -164,8 +165,20 @@ func (s *Set) Open(ctx context.Context, opt Options) (*Array, error) {
 		opt.Logger = slog.New(slog.DiscardHandler)
 	}
 	head, disks, err := s.assemble(opt)
+	unused := s.unused()
 	if err != nil {
+		if len(unused) > 0 {
+			err = fmt.Errorf("%w; not used: %s", err, strings.Join(unused, "; "))
+		}
 		return nil, errors.Join(err, s.Close())
+	}
+	for _, d := range disks {
+		if d.state == DiskMissing && len(unused) > 0 {
+			d.reason += "; not used: " + strings.Join(unused, "; ")
+		}
+	}
+	for _, u := range unused {
+		opt.Logger.Warn("disk not used", "disk", u)
 	}
 	a, err := newArray(opt, s.devs, head, disks)
 	if err != nil {
@@ -177,6 +190,16 @@ func (s *Set) Open(ctx context.Context, opt Options) (*Array, error) {
 		return nil, errors.Join(err, a.closeDevices())
 	}
 	return a, nil
+}
+
+// unused lists the disks that have no part in the array, and why.
+func (s *Set) unused() (list []string) {
+	for i, d := range s.devs {
+		if s.faults[i] != nil {
+			list = append(list, fmt.Sprintf("%s: %v", d.Path(), s.faults[i]))
+		}
+	}
+	return append(list, s.absent...)
 }
 
 // assemble finds the superblock that speaks for the array and gives each member its place.

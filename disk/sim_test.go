@@ -53,12 +53,16 @@ func TestSimulation(t *testing.T) {
 	for range runtime.GOMAXPROCS(0) {
 		wg.Go(func() {
 			for seed := range seeds {
+				churn := ""
+				if *simChurn {
+					churn = " -churn"
+				}
 				st, err := simulateStats(seed, faults{}, simKinds, false, t.Logf)
 				mu.Lock()
 				total.add(st)
 				mu.Unlock()
 				if err != nil && failures.Add(1) < 10 {
-					t.Errorf("seed %d: %v (replay: go test ./disk -run TestSimulation -seed %d -show -v)", seed, err, seed)
+					t.Errorf("seed %d: %v (replay: go test ./disk -run 'TestSimulation$' -seed %d%s -show -v)", seed, err, seed, churn)
 				}
 			}
 		})

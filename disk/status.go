@@ -150,7 +150,7 @@ func (a *Array) Status() Status {
 	s.Scrub = scrub
 	usable := a.geo.ExtentSize - BlockSize
 	s.Capacity = max(extents/int64(a.geo.width())-int64(a.slackBands()), 0) * int64(a.geo.Data) * usable
-	s.Free = min(int64(max(a.bandsLeft()-reserveBands, 0))*int64(a.geo.Data)*usable, s.Capacity)
+	s.Free = min(a.freeSpace(), s.Capacity)
 	for _, arena := range []*blockdev.Arena{a.arena, a.reads, a.rebuild, a.meta} {
 		n, _ := arena.Stats()
 		s.BufferBytes += n

@@ -23,6 +23,15 @@ type apiError struct {
 	cause   error
 }
 
+// isFault reports whether an error is a fault of ours that the log must tell, and not a state that clients may meet often.
+func (e *apiError) isFault() bool {
+	switch e.status {
+	case http.StatusNotImplemented, http.StatusServiceUnavailable, http.StatusInsufficientStorage:
+		return false
+	}
+	return e.status >= http.StatusInternalServerError
+}
+
 // errorDetail holds the elements that AWS adds to some errors. Empty ones are left out of the document.
 type errorDetail struct {
 	BucketName          string  `xml:",omitempty"`

@@ -262,7 +262,7 @@ func (s *Server) deleteAll(c *call, doc deleteXML) deleteResultXML {
 			continue
 		}
 		e := s.apiErrorOf(errs[i], c.bucket, o.Key)
-		if e.status >= http.StatusInternalServerError {
+		if e.isFault() {
 			s.opt.Logger.Error("delete failed", "request_id", c.id, "err", nameless(errs[i]))
 			s.opt.Logger.Debug("delete failed", "request_id", c.id, "err", errs[i])
 		}

@@ -276,7 +276,7 @@ func (s *Server) fail(c *call, err error) string {
 		log.Error("answer broken off", "err", nameless(err))
 		log.Debug("answer broken off", "err", err)
 		return errInternal.code
-	case e.status >= 500 && e.status != http.StatusNotImplemented:
+	case e.isFault():
 		log.Error("request failed", "err", nameless(err))
 		log.Debug("request failed", "err", err)
 	default:
