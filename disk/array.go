@@ -57,6 +57,7 @@ type Array struct {
 	table atomic.Pointer[[]*disk]
 
 	schedule    *schedule
+	moving      chan struct{} // capacity 1: who moves a member of a band to another disk
 	rebuildRate atomic.Int64
 	hedges      hedging
 

@@ -296,7 +296,7 @@ func (a *Array) prepareExtents(b *band) error {
 	wg.Wait()
 	var failed []*disk
 	for i, err := range errs {
-		if errors.Is(err, unix.ENOSPC) {
+		if errors.Is(err, unix.ENOSPC) && !errors.Is(errors.Join(errs...), blockdev.ErrTimeout) { // who hangs has to be fenced
 			return fmt.Errorf("prepare extent on %s: %w: %w", a.slots()[b.members[i].slot].path, ErrFull, err)
 		}
 		if err != nil {
@@ -325,11 +325,27 @@ func (a *Array) prepareExtent(dev blockdev.Device, extent uint32) error {
 	return nil
 }
 
+// prepareOrFence prepares an extent of a disk that is to be filled. A disk that misses the deadline is fenced: the call may go on and write
+// zeros, so the extent must not be used, by nobody.
+func (a *Array) prepareOrFence(d *disk, extent uint32) error {
+	err := a.prepareExtent(d.dev, extent)
+	if errors.Is(err, blockdev.ErrTimeout) {
+		err = errors.Join(err, a.log.fail([]*disk{d}))
+	}
+	return err
+}
+
 // bounded waits for a call into a disk no longer than a write may take. One that misses the deadline is left alone; it must hold no
 // memory that is used again.
 func (a *Array) bounded(f func() error) error {
+	_, err := a.boundedUntil(f)
+	return err
+}
+
+// boundedUntil is bounded, and returns a channel that yields the error of a call that missed its deadline, if that ends ever.
+func (a *Array) boundedUntil(f func() error) (<-chan error, error) {
 	if a.opt.manual != nil {
-		return f()
+		return nil, f()
 	}
 	done := make(chan error, 1)
 	go func() { done <- f() }()
@@ -337,14 +353,14 @@ func (a *Array) bounded(f func() error) error {
 	defer deadline.Stop()
 	select {
 	case err := <-done:
-		return err
+		return nil, err
 	case <-deadline.C:
-		return fmt.Errorf("after %v: %w", a.writeTimeout, blockdev.ErrTimeout)
+		return done, fmt.Errorf("after %v: %w", a.writeTimeout, blockdev.ErrTimeout)
 	}
 }
 
-// dropBand gives the extents of a band that never came to be back.
-func (a *Array) dropBand(b *band) {
+// dropBand gives the extents of a band that never came to be, or is free, back, but those in use by calls that hang.
+func (a *Array) dropBand(b *band, hang ...bandMember) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if now := a.bands[b.num]; now != nil {
@@ -352,7 +368,7 @@ func (a *Array) dropBand(b *band) {
 	}
 	delete(a.bands, b.num)
 	for _, m := range b.members {
-		if d := a.slots()[m.slot]; int(m.extent) < len(d.used) && d.used[m.extent] {
+		if d := a.slots()[m.slot]; int(m.extent) < len(d.used) && d.used[m.extent] && !slices.Contains(hang, m) {
 			d.used[m.extent] = false
 			d.free++
 		}

@@ -20,7 +20,8 @@ func (p *pass) bandHeader(ctx context.Context, b *band, pos int) error {
 // header is bandHeader, and returns the disk if that refuses to be repaired.
 func (p *pass) header(ctx context.Context, b *band, pos int) (*disk, error) {
 	a, m := p.a, b.members[pos]
-	buf, err := a.meta.Get(ctx, BlockSize)
+	const looks = 3 // each has a block: a disk that hangs keeps its own
+	buf, err := a.meta.Get(ctx, looks*BlockSize)
 	if err != nil {
 		return nil, err
 	}
@@ -35,9 +36,12 @@ func (p *pass) header(ctx context.Context, b *band, pos int) (*disk, error) {
 		return nil, nil
 	}
 	d := a.slots()[m.slot]
+	last := &op
 	look := func() (bool, error) {
-		ops = append(ops[:0], op)
-		if err := p.run(ops); err != nil || ops[0].Err != nil {
+		op.Buf = buf.Bytes()[len(ops)*BlockSize:][:BlockSize]
+		ops = append(ops, op)
+		last = &ops[len(ops)-1]
+		if err := p.run(ops[len(ops)-1:]); err != nil || last.Err != nil {
 			return false, err
 		}
 		got, at, err := a.codec.parseBand(op.Buf, d.id)
@@ -47,7 +51,7 @@ func (p *pass) header(ctx context.Context, b *band, pos int) (*disk, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !good {
+	if !good && !last.Stuck {
 		// Unless it is that of a band which moves to another disk just now: no header is written while this is held.
 		a.lockGate()
 		defer a.gate.Unlock()
@@ -60,9 +64,9 @@ func (p *pass) header(ctx context.Context, b *band, pos int) (*disk, error) {
 	}
 	v := CellGood
 	switch {
-	case ops[0].Stuck:
+	case last.Stuck:
 		v = CellMissing
-	case ops[0].Err != nil:
+	case last.Err != nil:
 		v = CellUnreadable
 	case !good:
 		want := make([]byte, BlockSize)

@@ -196,6 +196,7 @@ type Options struct {
 	arenas *[3]*blockdev.Arena                             // tests: shared by many arrays
 	rand   func([]byte)                                    // tests: nonces and ids from a seed
 	faults faults                                          // tests: seeded bugs
+	retry  time.Duration                                   // tests: in the place of bandRetry
 }
 
 // model is what is known of a disk.

@@ -2,6 +2,7 @@ package disk
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -16,18 +17,44 @@ func (b *band) window() int {
 	return (maxInflight + 1) * maxCellBlocks
 }
 
-// headersBehind yields the valid cell headers at blocks off..off+n of a band, in order of offset.
-func (a *Array) headersBehind(b *band, off uint32, n int) func(func(header) bool) {
-	return a.headersBehindBy(a, b, off, n)
+// errUnread: disks that are there did not answer, so that what is on them may be whole all the same.
+var errUnread = errors.New("cells could not be read now")
+
+// strictly is a runner for walks that leave behind what they do not find: where too few disks answer to know that nothing is there, such a
+// walk fails.
+type strictly struct{ *Array }
+
+// unseen returns an error if a walk must not take it for granted that reads of all readable members of a band showed everything: a
+// stripe has cells on 1+parity members at least.
+func unseen(run runner, b *band, ops []blockdev.Op) error {
+	if _, strict := run.(strictly); !strict {
+		return nil
+	}
+	failed := failedReads(ops)
+	if out := len(b.members) - len(ops); failed > 0 && failed+out > b.parity {
+		return fmt.Errorf("band %x: %d disks did not answer, %d are not there: %w", b.num, failed, out, errUnread)
+	}
+	return nil
 }
 
-// headersBehindBy is headersBehind with reads by run.
-func (a *Array) headersBehindBy(run runner, b *band, off uint32, n int) func(func(header) bool) {
+func failedReads(ops []blockdev.Op) (n int) {
+	for i := range ops {
+		if ops[i].Err != nil {
+			n++
+		}
+	}
+	return n
+}
+
+// headerChunk is how many blocks of each disk are searched for headers at once.
+const headerChunk = 64
+
+// headersBehind yields the valid cell headers at blocks off..off+n of a band, in order of offset.
+func (a *Array) headersBehind(b *band, off uint32, n int) func(func(header) bool) {
 	return func(yield func(header) bool) {
-		const chunk = 64
 		end := min(off+uint32(n), a.geo.extentBlocks())
-		for ; off < end; off += chunk {
-			found, err := a.headersIn(run, b, off, int(min(chunk, end-off)))
+		for ; off < end; off += headerChunk {
+			found, err := a.headersIn(a, b, off, int(min(headerChunk, end-off)))
 			if err != nil {
 				return
 			}
@@ -38,6 +65,21 @@ func (a *Array) headersBehindBy(run runner, b *band, off uint32, n int) func(fun
 			}
 		}
 	}
+}
+
+// nextHeader returns where the first valid cell header at blocks off..off+n of a band is; false if there is none.
+func (a *Array) nextHeader(run runner, b *band, off uint32, n int) (uint32, bool, error) {
+	end := min(off+uint32(n), a.geo.extentBlocks())
+	for ; off < end; off += headerChunk {
+		found, err := a.headersIn(run, b, off, int(min(headerChunk, end-off)))
+		if errors.Is(err, errUnread) {
+			return 0, false, err
+		}
+		if err != nil || len(found) > 0 {
+			return append(found, header{})[0].off, err == nil, nil
+		}
+	}
+	return 0, false, nil
 }
 
 // headersIn returns the valid cell headers in n blocks of a band.
@@ -58,6 +100,9 @@ func (a *Array) headersIn(run runner, b *band, off uint32, n int) (found []heade
 		return nil, fmt.Errorf("search band %x: no disk left: %w", b.num, ErrCorrupt)
 	}
 	if err := run.run(ops); err != nil {
+		return nil, err
+	}
+	if err := unseen(run, b, ops); err != nil {
 		return nil, err
 	}
 	for blk := range n {
@@ -90,6 +135,13 @@ func (a *Array) probeBy(ctx context.Context, run runner, b *band, off uint32) (*
 		w, err := a.readWholeBy(ctx, run, b, h)
 		if err != nil {
 			continue
+		}
+		if _, strict := run.(strictly); strict && w.failed > 0 && len(heads) > 1 { // the other one may be that which counts
+			w.release()
+			if best != nil {
+				best.release()
+			}
+			return nil, fmt.Errorf("stripe %x/%d: %d cells: %w", b.num, off, w.failed, errUnread)
 		}
 		if best == nil || w.goodCells()-int(w.head.data) > best.goodCells()-int(best.head.data) {
 			best, w = w, best
@@ -134,13 +186,21 @@ func (a *Array) headsAt(ctx context.Context, run runner, b *band, off uint32) (s
 		}
 		seen = append(seen, h)
 	}
+	if len(seen) == 0 {
+		return nil, unseen(run, b, ops)
+	}
 	return seen, nil
 }
 
 // eachStripe visits the stripes of a band from front to back, stepping over holes.
 func (a *Array) eachStripe(ctx context.Context, b *band, fn func(*wholeStripe) error) error {
+	return a.eachStripeBy(ctx, a, b, fn)
+}
+
+// eachStripeBy is eachStripe with reads by run.
+func (a *Array) eachStripeBy(ctx context.Context, run runner, b *band, fn func(*wholeStripe) error) error {
 	for off := uint32(1); ; {
-		w, next, err := a.nextStripe(ctx, a, b, off)
+		w, next, err := a.nextStripe(ctx, run, b, off)
 		if err != nil || w == nil {
 			return err
 		}
@@ -162,12 +222,11 @@ func (a *Array) nextStripe(ctx context.Context, run runner, b *band, off uint32)
 		if w != nil {
 			return w, off + w.head.blocks, nil
 		}
-		at := uint32(0)
-		for h := range a.headersBehindBy(run, b, off+1, b.window()) {
-			at = h.off
-			break
+		at, found, err := a.nextHeader(run, b, off+1, b.window())
+		if err != nil {
+			return nil, 0, err
 		}
-		if at <= off {
+		if !found || at <= off {
 			break
 		}
 		off = at

@@ -49,6 +49,9 @@ func (a *Array) watchHealth() {
 		case <-tick.C:
 		}
 		for _, d := range a.takePulse(pulses) {
+			if !a.canSpare(d) { // another one was fenced just now
+				continue
+			}
 			a.logger.Error("disk too slow", "path", d.path, "slot", d.slot)
 			if err := a.log.fail([]*disk{d}); err != nil {
 				a.logger.Error("slow disk not fenced", "path", d.path, "err", err)

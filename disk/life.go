@@ -1,6 +1,7 @@
 package disk
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -365,8 +366,10 @@ func (a *Array) startDrains() {
 	}
 }
 
-// drainRetry is how long a drain rests when bands could not be moved: space may be made, or a disk rebuilt meanwhile.
-const drainRetry = 10 * time.Second
+// bandRetry is how long a drain or a rebuild rests when it could not do some bands: space may be made, or a disk answer again meanwhile.
+const bandRetry = 10 * time.Second
+
+func (a *Array) bandRetry() time.Duration { return cmp.Or(a.opt.retry, bandRetry) }
 
 // drainDisk moves what is on a disk to others, band by band, and lets it leave at the end.
 func (a *Array) drainDisk(ctx context.Context, d *disk, r *rebuilding) {
@@ -377,10 +380,15 @@ func (a *Array) drainDisk(ctx context.Context, d *disk, r *rebuilding) {
 		r.bands.Store(max(r.bands.Load(), int64(len(bands))))
 		r.left.Store(int64(len(bands)))
 		if len(bands) == 0 {
-			if err := a.finishDrain(d); err != nil && a.ctx.Err() == nil {
+			left, err := a.finishDrain(d)
+			if err != nil && a.ctx.Err() == nil {
 				a.logger.Error("drained disk not retired", "path", d.path, "slot", d.slot, "err", err)
 			}
-			return
+			if left || err != nil || a.opt.manual != nil {
+				return
+			}
+			sleep(ctx, healthEvery, nil) // it has got something again, or stays, and then ctx ends
+			continue
 		}
 		r.failed.Store(0)
 		a.eachBand(ctx, d.slot, r, bands, "moved", func(b *band) error { return a.moveBand(ctx, d, r, b) })
@@ -390,19 +398,13 @@ func (a *Array) drainDisk(ctx context.Context, d *disk, r *rebuilding) {
 		if a.opt.manual != nil {
 			return
 		}
-		t := time.NewTimer(drainRetry)
-		select {
-		case <-t.C:
-		case <-ctx.Done():
-			t.Stop()
-		}
+		sleep(ctx, a.bandRetry(), nil)
 	}
 }
 
-// finishDrain lets a disk leave that holds nothing any more.
-func (a *Array) finishDrain(d *disk) error {
-	left := false
-	err := a.log.change(func() error {
+// finishDrain lets a disk leave that holds nothing any more, and reports whether it did.
+func (a *Array) finishDrain(d *disk) (left bool, err error) {
+	err = a.log.change(func() error {
 		a.mu.Lock()
 		if !d.draining || a.slots()[d.slot] != d || len(a.bandsOn(d.slot)) > 0 { // kept or replaced in the last moment
 			a.mu.Unlock()
@@ -418,7 +420,7 @@ func (a *Array) finishDrain(d *disk) error {
 		d.drain = nil // from now on the slot is empty for everybody
 		a.mu.Unlock()
 	}
-	return err
+	return left, err
 }
 
 // moveBand gives a band an extent on another disk instead of the one on d. The cells are written there first, then the band's
@@ -503,13 +505,20 @@ func (a *Array) giveBack(d *disk, extent uint32) {
 	a.noteSpace()
 }
 
+// giveBackOf is giveBack, unless another disk has the slot by now.
+func (a *Array) giveBackOf(d *disk, extent uint32) {
+	if a.slots()[d.slot] == d {
+		a.giveBack(d, extent)
+	}
+}
+
 // copyMember writes the cells of one position of a band to another disk: as they are where they are good, else computed from the others.
 func (a *Array) copyMember(ctx context.Context, r *rebuilding, b, moved *band, pos int, to *disk) error {
-	if err := a.prepareExtent(to.dev, moved.members[pos].extent); err != nil {
+	if err := a.prepareOrFence(to, moved.members[pos].extent); err != nil {
 		return err
 	}
 	limit := a.newRecovery().limit[b.num]
-	return a.eachStripe(ctx, b, func(w *wholeStripe) error {
+	return a.eachStripeBy(ctx, strictly{a}, b, func(w *wholeStripe) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
@@ -519,7 +528,7 @@ func (a *Array) copyMember(ctx context.Context, r *rebuilding, b, moved *band, p
 		}
 		if !w.good[role] {
 			if w.goodCells() < int(w.head.data) {
-				return nil // of a bulk stripe that no record names, or lost as it is
+				return w.mayBeWhole() // nil: of a bulk stripe that no record names, or lost as it is
 			}
 			if err := w.complete(); err != nil {
 				return err
@@ -554,8 +563,14 @@ func (a *Array) switchBand(ctx context.Context, b, moved *band, pos int, to *dis
 	return err
 }
 
-// writeMove writes the headers of a moved band. No epoch begins meanwhile, so the disks stay what they are.
+// writeMove writes the headers of a moved band. No epoch begins meanwhile, so the disks stay what they are; and no other move is between its
+// first header and the table of bands, so that both say the same.
 func (a *Array) writeMove(ctx context.Context, b, moved *band, pos int, to *disk) ([]*disk, error) {
+	if err := a.acquire(ctx, a.moving); err != nil {
+		a.giveBack(to, moved.members[pos].extent)
+		return nil, err
+	}
+	defer func() { <-a.moving }()
 	a.rlockGate()
 	defer a.gate.RUnlock()
 	a.mu.RLock()

@@ -418,7 +418,7 @@ func newArray(opt Options, devs []blockdev.Device, head *superblock, disks []*di
 		diskOf: make([]atomic.Pointer[disk], blockdev.MaxGroup), writeTimeout: writeTimeout, readTimeout: timeout(opt.ReadTimeout),
 		bulk: bulkStream{lock: make(chan struct{}, 1)},
 	}
-	a.schedule = newSchedule(a)
+	a.schedule, a.moving = newSchedule(a), make(chan struct{}, 1)
 	a.rebuildRate.Store(opt.RebuildRate)
 	if opt.Crypto != nil {
 		a.encoded, a.rebuilt = opt.Crypto.Meter(hw.ReedSolomon, hw.Encode), opt.Crypto.Meter(hw.ReedSolomon, hw.Reconstruct)

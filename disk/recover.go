@@ -442,3 +442,10 @@ func (a *Array) completeBulk(ctx context.Context) error {
 	}
 	return nil
 }
+
+// isLost reports whether a packed stripe is known to be lost.
+func (a *Array) isLost(band, stripe uint64) bool {
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	return slices.ContainsFunc(a.losses, func(l Loss) bool { return l.Band == band && l.From <= stripe && stripe <= l.To })
+}

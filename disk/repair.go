@@ -22,6 +22,7 @@ type wholeStripe struct {
 	dark  [MaxWidth]bool // bad because the disk failed the read
 	// unread counts the cells of which the disk said nothing: it is gone, or failed the read.
 	unread int
+	failed int // of the unread cells: those that a disk which is there did not yield
 	// judged: whether parity is that of the data was found out already, and mismatched is the answer.
 	judged, mismatched bool
 }
@@ -43,6 +44,14 @@ func (w *wholeStripe) goodCells() (n int) {
 		}
 	}
 	return n
+}
+
+// mayBeWhole returns an error if the stripe could be completed when disks that did not answer just now do.
+func (w *wholeStripe) mayBeWhole() error {
+	if w.failed > 0 && w.goodCells()+w.failed >= int(w.head.data) {
+		return fmt.Errorf("stripe %x/%d: %d cells: %w", w.band.num, w.head.off, w.failed, errUnread)
+	}
+	return nil
 }
 
 // readWhole reads and verifies all cells of the stripe that like describes.
@@ -99,7 +108,7 @@ func (a *Array) readCells(ctx context.Context, run runner, b *band, like header,
 	if err := run.run(w.ops); err != nil {
 		return nil, err
 	}
-	w.unread = n - len(roles)
+	w.unread, w.failed = n-len(roles), failedReads(w.ops)
 	for i, r := range roles {
 		if w.ops[i].Err != nil {
 			w.unread++

@@ -29,7 +29,7 @@ type Rebuild struct {
 	Bytes int64         `json:"bytes"` // written since the rebuild began, or went on after a start
 	Rate  float64       `json:"bytes_per_second"`
 	ETA   time.Duration `json:"eta_ns"` // at the rate so far; 0: not known
-	// Failed bands could not be rebuilt: too little of them is left, or the disk did not take it. They are tried again at the next start.
+	// Failed bands could not be rebuilt: too little of them is left or could be read, or the disk did not take it. They are tried again.
 	Failed int `json:"bands_failed"`
 }
 
@@ -200,12 +200,15 @@ func (a *Array) rebuildDisk(ctx context.Context, d *disk, r *rebuilding) {
 		}
 		r.failed.Store(0)
 		a.eachBand(ctx, d.slot, r, bands, "rebuilt", func(b *band) error { return a.rebuildBand(ctx, d, r, b) })
-		if n := r.failed.Load(); n > 0 {
+		if n := r.failed.Load(); n > 0 && ctx.Err() == nil {
 			a.mu.Lock()
 			d.reason = fmt.Sprintf("%d bands could not be rebuilt", n)
 			a.mu.Unlock()
-			a.logger.Error("disk not rebuilt", "path", d.path, "slot", d.slot, "bands_failed", n)
-			return
+			a.logger.Error("disk not rebuilt", "path", d.path, "slot", d.slot, "bands_failed", n, "retry_in", a.bandRetry())
+			if a.opt.manual != nil {
+				return
+			}
+			sleep(ctx, a.bandRetry(), nil)
 		}
 	}
 }
@@ -279,7 +282,7 @@ func (a *Array) rebuildBand(ctx context.Context, d *disk, r *rebuilding, b *band
 	}
 	defer b.unpin()
 	pos := b.position(d.slot)
-	if err := a.prepareExtent(d.dev, b.members[pos].extent); err != nil {
+	if err := a.prepareOrFence(d, b.members[pos].extent); err != nil {
 		return err
 	}
 	c := &cellRebuild{d: d, r: r, b: b, pos: pos, limit: a.newRecovery().limit[b.num]}
@@ -298,7 +301,11 @@ func (a *Array) rebuildBand(ctx context.Context, d *disk, r *rebuilding, b *band
 	if err := a.rewriteBandHeader(ctx, b, pos, d); err != nil {
 		return err
 	}
-	b.hollow.And(^(uint32(1) << pos))
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	if a.slots()[d.slot] == d { // else its successor has nothing yet
+		b.hollow.And(^(uint32(1) << pos))
+	}
 	return nil
 }
 
@@ -324,7 +331,7 @@ func (a *Array) rebuildCells(ctx context.Context, c *cellRebuild) error {
 	var g errgroup.Group
 	g.SetLimit(max(a.lanes/rebuildWorkers, 1))
 	for off := uint32(1); off < a.geo.extentBlocks() && ctx.Err() == nil; {
-		heads, err := a.headsAt(ctx, a, c.b, off)
+		heads, err := a.headsAt(ctx, strictly{a}, c.b, off)
 		if err != nil {
 			return errors.Join(err, g.Wait())
 		}
@@ -339,7 +346,7 @@ func (a *Array) rebuildCells(ctx context.Context, c *cellRebuild) error {
 			}
 			continue
 		}
-		w, next, err := a.nextStripe(ctx, a, c.b, off)
+		w, next, err := a.nextStripe(ctx, strictly{a}, c.b, off)
 		if err != nil {
 			return errors.Join(err, g.Wait())
 		}
@@ -378,7 +385,10 @@ func (a *Array) rebuildCell(ctx context.Context, c *cellRebuild, h header) error
 		}
 		defer w.release()
 		if w.goodCells() < int(h.data) {
-			if c.b.kind == kindPacked {
+			if err := w.mayBeWhole(); err != nil {
+				return err
+			}
+			if c.b.kind == kindPacked && !a.isLost(c.b.num, h.stripe) {
 				c.lost.Add(1)
 			}
 			return nil // of a bulk stripe that no record names, or lost: a check tells

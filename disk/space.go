@@ -123,8 +123,7 @@ func (a *Array) Free(ctx context.Context, num uint64) error {
 	if err := a.bury(context.WithoutCancel(ctx), b); err != nil {
 		return fmt.Errorf("free band %x: %w", num, err)
 	}
-	a.discard(b)
-	a.dropBand(b)
+	a.dropBand(b, a.discard(b)...)
 	a.stats.freed.Add(1)
 	return nil
 }
@@ -233,9 +232,11 @@ func (c *codec) parseFree(block []byte, disk diskID, extent uint32) (num, placed
 	return h.band, max(h.band, binary.LittleEndian.Uint64(block[placedTable:])), true
 }
 
-// discard gives the extents of a dead band back to their devices, all but the marks. A device that fails here loses nothing.
-func (a *Array) discard(b *band) {
+// discard gives the extents of a dead band back to their devices, all but the marks. A device that fails here loses nothing. Extents
+// that a device is still discarding when its deadline has passed are returned: they stay taken until it has ended.
+func (a *Array) discard(b *band) (hang []bandMember) {
 	var wg sync.WaitGroup
+	var mu sync.Mutex // guards hang
 	for _, m := range b.members {
 		d := a.slots()[m.slot]
 		a.mu.RLock()
@@ -245,9 +246,18 @@ func (a *Array) discard(b *band) {
 			continue
 		}
 		punch := func() {
-			err := a.bounded(func() error { return d.dev.Discard(a.geo.extentOffset(m.extent)+BlockSize, a.geo.ExtentSize-BlockSize) })
+			end, err := a.boundedUntil(func() error { return d.dev.Discard(a.geo.extentOffset(m.extent)+BlockSize, a.geo.ExtentSize-BlockSize) })
 			if err != nil {
 				a.logger.Warn("extent not discarded", "path", d.path, "extent", m.extent, "err", err)
+			}
+			if end != nil {
+				mu.Lock()
+				defer mu.Unlock()
+				hang = append(hang, m)
+				go func() { // not waited for by Close: the kernel may hold it for ever
+					<-end
+					a.giveBackOf(d, m.extent)
+				}()
 			}
 		}
 		if a.opt.manual != nil {
@@ -257,6 +267,7 @@ func (a *Array) discard(b *band) {
 		}
 	}
 	wg.Wait()
+	return hang
 }
 
 // EachRecord calls fn for the records of a packed band in the order of the log. They come from cells that passed their checks,
