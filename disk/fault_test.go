@@ -175,8 +175,9 @@ func TestDiskFailsUnderLoad(t *testing.T) {
 			f.state = &testState{}
 			f.disks[1].writeErr.Store(nil) // it comes back, stale
 			a = f.open(Options{})
-			if s := a.Status(); s.State != "healthy" {
-				t.Errorf("after return: %+v", s)
+			// A mirror had one disk left: what was written to that alone is thin.
+			if s := a.Status(); s.State != "healthy" && s.Thin == 0 || s.Thin > 0 && a.geo.Data > 1 {
+				t.Errorf("after return: %s: %s", s.State, s.Reason)
 			}
 			if err := w.verify(a, f.state); err != nil {
 				t.Error(err)

@@ -27,6 +27,8 @@ type Band struct {
 	Closed bool // nothing more will be written to it
 	Opened time.Time
 	Size   int64 // bytes of data that fit into it
+	// Thin bands were written while fewer than 1+parity disks were there, with less parity than what is written now has.
+	Thin bool
 }
 
 // StripeRange is a run of numbers of packed stripes, both ends included.
@@ -48,11 +50,12 @@ func (a *Array) Bands() []Band {
 	a.mu.RLock()
 	defer a.mu.RUnlock()
 	now := a.super.epoch().num
+	parity := min(a.geo.Parity, max(a.liveLocked()-1, 0))
 	list := make([]Band, 0, len(bands))
 	for _, b := range bands {
 		// One whose freeing was cut short may be back at the next opening: until then it counts among the bands that are there.
 		list = append(list, Band{Num: b.num, Bulk: b.kind == kindBulk, Closed: b.closed(now) && !b.dying, Opened: time.UnixMilli(b.opened),
-			Size: int64(len(b.members)-b.parity) * (a.geo.ExtentSize - BlockSize)})
+			Size: int64(len(b.members)-b.parity) * (a.geo.ExtentSize - BlockSize), Thin: b.parity < parity})
 	}
 	return list
 }

@@ -2,6 +2,7 @@ package disk
 
 import (
 	"encoding/hex"
+	"fmt"
 
 	"coffer/disk/internal/blockdev"
 )
@@ -64,9 +65,10 @@ type Status struct {
 	Epoch      uint64       `json:"epoch"`
 	Stripe     uint64       `json:"last_stripe"`
 	Bands      int          `json:"bands"`
-	Capacity   int64        `json:"capacity"` // of data, when all disks are there, without what compaction needs to be cheap
-	Free       int64        `json:"free"`     // of data, in extents not yet taken
-	IO         string       `json:"io"`       // "uring", "pool"
+	Thin       int          `json:"thin_bands"` // those with less parity than the array has: written when too few disks were there
+	Capacity   int64        `json:"capacity"`   // of data, when all disks are there, without what compaction needs to be cheap
+	Free       int64        `json:"free"`       // of data, in extents not yet taken
+	IO         string       `json:"io"`         // "uring", "pool"
 	IOReason   string       `json:"io_reason,omitempty"`
 	Disks      []DiskStatus `json:"disks"`
 	Losses     []Loss       `json:"losses,omitempty"`
@@ -137,6 +139,15 @@ func (a *Array) Status() Status {
 			ds.Free = 0
 		}
 		s.Disks = append(s.Disks, ds)
+	}
+	for _, b := range a.bands {
+		if b.parity < a.geo.Parity {
+			s.Thin++
+		}
+	}
+	if s.Thin > 0 && s.State == "healthy" {
+		s.State = "degraded"
+		s.Reason = fmt.Sprintf("%d bands have less parity, as they were written when disks were missing: compaction writes them again", s.Thin)
 	}
 	if len(s.Losses) > 0 {
 		s.State, s.Reason = "degraded", "acknowledged stripes were lost"

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"sync"
 	"time"
@@ -61,6 +62,7 @@ type candidate struct {
 	disk.Band
 	live  int64
 	score float64
+	gains bool // space; else its data is to have more parity
 }
 
 // emptied is a band out of which everything was moved.
@@ -100,6 +102,9 @@ func (s *Store) relieve(ctx context.Context, log Log) bool {
 		for _, b := range list {
 			if c.report.Bands > 0 {
 				break
+			}
+			if !b.gains {
+				continue
 			}
 			if log.Pinned(b.Num) {
 				continue // what is moved out of it would take space and give none for now
@@ -204,7 +209,10 @@ func (c *compaction) choose(gain float64) (dead, list []candidate, err error) {
 				dead = append(dead, x)
 			}
 		case 1-u >= gain:
-			x.score = (1 - u) * (now.Sub(b.Opened).Seconds() + 1) / (1 + u)
+			x.score, x.gains = (1-u)*(now.Sub(b.Opened).Seconds()+1)/(1+u), true
+			list = append(list, x)
+		case b.Thin:
+			x.score = math.Inf(1)
 			list = append(list, x)
 		}
 	}

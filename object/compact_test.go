@@ -290,6 +290,41 @@ func TestCompactionFrees(t *testing.T) {
 }
 
 // TestCompactionSparesWriters holds that stripes stay whose record is still to come, even if it comes at the last moment.
+// TestCompactionOfThinBands: what was written with less parity is written again, though it gives no space.
+func TestCompactionOfThinBands(t *testing.T) {
+	f := newFixture(t, testOptions(t))
+	bodies := map[string][]byte{}
+	for i := range 12 {
+		key := fmt.Sprint("key", i)
+		bodies[key] = bytes.Repeat([]byte(key), 1+i*20_000)
+		f.put(key, bodies[key], PutOptions{})
+	}
+	f.log.roll()
+	thin := map[uint64]bool{}
+	f.log.mu.Lock()
+	for num, b := range f.log.bands {
+		b.Thin = true
+		thin[num] = true
+	}
+	f.log.mu.Unlock()
+	c := &compaction{s: f.Store, log: f.log, pace: f.newPacer(f.log)}
+	_, list, err := c.choose(minGain)
+	if err != nil || !slices.ContainsFunc(list, func(x candidate) bool { return !x.gains }) {
+		t.Fatalf("%v; no candidate that gives no space: %+v", err, list)
+	}
+	if rep := f.compact(false); rep.Bands != len(thin) {
+		t.Errorf("%d of %d bands were freed: %+v", rep.Bands, len(thin), rep)
+	}
+	for _, b := range f.log.Bands() {
+		if thin[b.Num] {
+			t.Errorf("band %d is still there", b.Num)
+		}
+	}
+	for key, body := range bodies {
+		f.want(key, body, GetOptions{})
+	}
+}
+
 func TestCompactionSparesWriters(t *testing.T) {
 	f := newFixture(t, testOptions(t))
 	other := pattern(3*65520, 2)
