@@ -179,6 +179,8 @@ func registerArray(r prometheus.Registerer, open func() *appliance) {
 	status := []sample[*disk.Status]{
 		gauge("array_epoch", "Epoch of the array's membership.", func(s *disk.Status) float64 { return float64(s.Epoch) }),
 		gauge("array_capacity_bytes", "Room for data when all disks are there.", func(s *disk.Status) float64 { return float64(s.Capacity) }),
+		gauge("array_thin_bands", "Bands with less parity than the array has, as they were written when too few disks were there.",
+			func(s *disk.Status) float64 { return float64(s.Thin) }),
 		gauge("array_free_bytes", "Room for data in extents not yet taken.", func(s *disk.Status) float64 { return float64(s.Free) }),
 		gauge("array_bands", "Bands in the log.", func(s *disk.Status) float64 { return float64(s.Bands) }),
 		gauge("array_losses", "Runs of acknowledged stripes that cannot be read.", func(s *disk.Status) float64 { return float64(len(s.Losses)) }),

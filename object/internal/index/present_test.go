@@ -99,6 +99,9 @@ func TestPresentScan(t *testing.T) {
 // TestPresentShrinks puts and removes many names: the filter keeps room for those that are there, and none of them is ever
 // said to be absent, also while another filter is being made.
 func TestPresentShrinks(t *testing.T) {
+	if testing.Short() {
+		t.Skip("half a million names")
+	}
 	x := open(t, newMem(), testKeys{})
 	const names, perBatch, kept = 500_000, 20_000, 1000
 	key := func(i int) []byte { return ObjectKey(nil, 1, fmt.Sprint("key", i)) }
