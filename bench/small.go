@@ -171,6 +171,9 @@ func hugePages() (n int) {
 
 // streams compares sequential reads and writes by the engine's I/O, four of 1 MiB under way, with fio on the same file.
 func (b *bench) streams(ctx context.Context) error {
+	if !b.opt.wants("streams") {
+		return nil
+	}
 	if _, err := exec.LookPath("fio"); err != nil {
 		fmt.Fprintln(b.out, "    fio is not installed")
 		return nil
