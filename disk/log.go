@@ -126,7 +126,7 @@ func (p *packedLog) enqueue(r *request) error {
 
 // bePatient bounds how long what waits may wait for more; mu is held.
 func (p *packedLog) bePatient() {
-	if p.timing || len(p.queue) == 0 || !p.patient(p.queue[0]) || p.a.opt.manual != nil {
+	if p.timing || len(p.queue) == 0 || !p.queue[0].rec.Patient || p.a.opt.manual != nil {
 		return
 	}
 	p.timing = true
@@ -138,15 +138,12 @@ func (p *packedLog) bePatient() {
 	})
 }
 
-// patient reports whether a record may wait for others. While space is short all do: stripes of a few records waste much of it.
-func (p *packedLog) patient(r *request) bool { return r.rec.Patient || p.a.tight.Load() }
-
 // worthwhile reports whether what waits may become a stripe: patient records alone wait for more; mu is held.
 func (p *packedLog) worthwhile() bool {
 	full := p.a.geo.Data * min(maxCellBlocks, int(p.a.geo.extentBlocks())-1) * BlockSize
 	n := 0
 	for i, r := range p.queue {
-		if n += r.cost(); !p.patient(r) || n >= full || i >= maxPatient {
+		if n += r.cost(); !r.rec.Patient || n >= full || i >= maxPatient {
 			return true
 		}
 	}
