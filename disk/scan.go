@@ -2,6 +2,7 @@ package disk
 
 import (
 	"context"
+	"fmt"
 	"slices"
 
 	"coffer/disk/internal/blockdev"
@@ -164,13 +165,18 @@ func (r *recovery) dropVoid() (void []*foundBand) {
 		for i, m := range f.members {
 			outlived = outlived || r.taken[m] > f.placedAt(i) || r.a.opt.faults.noPlaced && r.taken[m] > f.num
 		}
-		if r.freed[f.num] || outlived || r.forgotten(f) {
+		forgotten := r.forgotten(f)
+		switch {
+		case r.freed[f.num] || outlived || forgotten:
 			delete(r.found, f.num)
 			void = append(void, f)
+		case !f.begun && !r.anythingIn(f):
+			delete(r.found, f.num)
+		default:
 			continue
 		}
-		if !f.begun && !r.anythingIn(f) {
-			delete(r.found, f.num)
+		if !r.freed[f.num] {
+			r.a.logger.Info("band not taken up", "band", fmt.Sprintf("%x", f.num), "headers", len(f.claims), "extents_taken", outlived, "forgotten", forgotten)
 		}
 	}
 	return void
