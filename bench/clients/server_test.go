@@ -64,7 +64,7 @@ func prepareServer(t *testing.T, config string, env ...string) *server {
 	t.Cleanup(func() {
 		s.kill()
 		if t.Failed() {
-			t.Logf("end of the daemon's log:\n%s", tail(s.stderr.Name(), 30))
+			t.Logf("end of the daemon's log:\n%s", tail(s.stderr.Name(), 300))
 		}
 		s.stdout.Close()
 		s.stderr.Close()
