@@ -243,11 +243,19 @@ func (r *recovery) forgotten(f *foundBand) bool {
 // anythingIn looks for any valid header in the part of a band that could be in flight while its first stripe is missing. The first
 // stripe may well be there: on the other disks of the band, whose own band headers are damaged.
 func (r *recovery) anythingIn(f *foundBand) bool {
-	for h := range r.a.headersBehind(f.band, 1, f.window()) {
-		if h.off == 1 {
-			f.first = h.stripe
+	end := min(1+uint32(f.window()), r.a.geo.extentBlocks())
+	for off := uint32(1); off < end; off += headerChunk {
+		found, err := r.a.headersIn(strictly{r.a}, f.band, off, int(min(headerChunk, end-off)))
+		if err != nil { // who can tell?
+			r.a.logger.Warn("band taken up unseen", "band", fmt.Sprintf("%x", f.num), "err", err)
+			return true
 		}
-		return h.blocks > 0
+		if len(found) > 0 {
+			if found[0].off == 1 {
+				f.first = found[0].stripe
+			}
+			return true
+		}
 	}
 	return false
 }

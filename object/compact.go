@@ -372,6 +372,18 @@ func (c *compaction) free(ctx context.Context, list []emptied) error {
 			c.report.Left++
 			continue
 		}
+		if b.Bulk {
+			// Counts and references are kept together: a band that has one without the other is kept, and told of.
+			named, err := c.s.referenced(b.Num)
+			if err != nil {
+				return err
+			}
+			if named {
+				c.s.logger.Error("band counts as empty, and entries refer to it: it stays", "band", b.Num)
+				c.report.Left++
+				continue
+			}
+		}
 		ready = append(ready, b)
 		if b.stripes.From > 0 && b.stripes.To >= b.stripes.From {
 			gone = append(gone, b.stripes)
@@ -402,6 +414,13 @@ func (c *compaction) free(ctx context.Context, list []emptied) error {
 		c.s.stats.reclaimed.Add(b.Size)
 	}
 	return c.s.tidy(c.log)
+}
+
+// referenced reports whether any entry refers to a bulk band.
+func (s *Store) referenced(band uint64) (yes bool, err error) {
+	it := s.idx.Iter(index.RefRange(band))
+	defer func() { err = s.checkIndex(errors.Join(err, it.Close())) }()
+	return it.Seek(nil), nil
 }
 
 // tidy drops what the index holds about bands that are gone: shadows of records that lay in none but them, and their counts of live
