@@ -183,7 +183,7 @@ func TestArrayCommands(t *testing.T) {
 	if err := os.Rename("b.img", "moved.img"); err != nil {
 		t.Fatal(err)
 	}
-	if code, out, _ := coffer(t, "array", "status", "--data", "d", "--recovery-key-file", "recovery"); code != exitUnhealthy || !strings.Contains(out, "b.img  (not found)") {
+	if code, out, _ := coffer(t, "array", "status", "--data", "d", "--recovery-key-file", "recovery"); code != exitUnhealthy || !strings.Contains(out, "b.img  (not found; not used: ") {
 		t.Errorf("one disk missing: exit %d: %s", code, out)
 	}
 	if err := os.Rename("c.img", "c2.img"); err != nil {
