@@ -19,6 +19,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 	"github.com/aws/smithy-go"
+	"github.com/minio/minio-go/v7"
 )
 
 // history is what clients asked and were told of keys that they share. A key is a register: it holds an ETag, "" when there is no object.
@@ -193,6 +194,9 @@ func (h *history) readShared(ctx context.Context, c *s3.Client, bucket, key stri
 
 // isCode reports whether a server answered with an error code of S3.
 func isCode(err error, code string) bool {
+	if e, ok := errors.AsType[minio.ErrorResponse](err); ok {
+		return e.Code == code
+	}
 	e, ok := errors.AsType[smithy.APIError](err)
 	return ok && e.ErrorCode() == code
 }
