@@ -255,11 +255,13 @@ func diskName(arg string) (string, error) {
 	return filepath.Abs(arg)
 }
 
-// poll asks for the status of the array again and again.
+// poll asks for the status of the array again and again, whoever serves it. It prints no document, whatever happens: there was one already.
 func (f *arrayFlags) poll(ctx context.Context, e env) func() (*arrayStatus, error) {
+	quiet := *f
+	quiet.json = false
 	return func() (*arrayStatus, error) {
 		st := new(arrayStatus)
-		return st, f.withArray(ctx, e, http.MethodGet, "/array/status", st, false, func(_ context.Context, app *appliance) error {
+		return st, quiet.withArray(ctx, e, http.MethodGet, "/array/status", st, false, func(_ context.Context, app *appliance) error {
 			*st = *app.status(false)
 			return nil
 		})

@@ -98,7 +98,8 @@ func TestReplaceCommand(t *testing.T) {
 	}
 	var doc, text bytes.Buffer
 	f := arrayFlags{json: true, serveFlags: serveFlags{data: dir}}
-	if err := f.waitRebuilt(t.Context(), env{stdout: &doc, stderr: &text, getenv: func(string) string { return "" }}, 0); err == nil || doc.Len() > 0 {
+	poll := f.poll(t.Context(), env{stdout: &doc, stderr: &text, getenv: func(string) string { return "" }})
+	if err := waitRebuilt(t.Context(), &text, 0, poll); err == nil || doc.Len() > 0 {
 		t.Errorf("%v, printed %q", err, &doc)
 	}
 	if err := os.Rename(addr+".away", addr); err != nil {

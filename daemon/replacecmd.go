@@ -137,19 +137,6 @@ func (d dataDir) noteDisks(id [16]byte, paths []string) error {
 // rebuildPoll is how often the progress of a rebuild is looked at.
 const rebuildPoll = 500 * time.Millisecond
 
-// waitRebuilt waits for the rebuild of a slot, whoever serves the array. It prints no document, whatever happens: there was one already.
-func (f arrayFlags) waitRebuilt(ctx context.Context, e env, slot int) error {
-	f.json = false
-	return waitRebuilt(ctx, e.stderr, slot, func() (*arrayStatus, error) {
-		st := new(arrayStatus)
-		err := f.withArray(ctx, e, http.MethodGet, "/array/status", st, false, func(_ context.Context, app *appliance) error {
-			st = app.status(false)
-			return nil
-		})
-		return st, err
-	})
-}
-
 // waitRebuilt shows how far the rebuild of a slot is until it has ended.
 func waitRebuilt(ctx context.Context, w io.Writer, slot int, status func() (*arrayStatus, error)) error {
 	tick := time.NewTicker(rebuildPoll)
