@@ -334,7 +334,7 @@ func (s *arrayStatus) print(w io.Writer) {
 		fmt.Fprintln(w, line)
 	}
 	for _, l := range s.Losses {
-		fmt.Fprintf(w, "lost: stripes %d to %d of band %d\n", l.From, l.To, l.Band)
+		fmt.Fprintf(w, "lost: %s\n", l)
 	}
 }
 

@@ -120,7 +120,7 @@ func (r *exportReport) print(w io.Writer) {
 	fmt.Fprintf(w, "%d objects exported (%d bytes), %d were there already, %d skipped (customer keys), %d failed\n",
 		r.Exported, r.Bytes, r.Present, r.Skipped, r.Failed)
 	for _, l := range r.Losses {
-		fmt.Fprintf(w, "lost: stripes %d to %d of band %x: the newest state of some objects may be missing\n", l.From, l.To, l.Band)
+		fmt.Fprintf(w, "lost: %s: the newest state of some objects may be missing\n", l)
 	}
 }
 

@@ -221,6 +221,7 @@ func (a *Array) openBand(ctx context.Context, k kind, essential bool) (*band, er
 	a.mu.Lock()
 	a.bands[b.num] = b
 	a.mu.Unlock()
+	a.logger.Debug("band opened", "band", fmt.Sprintf("%x", b.num), "bulk", k == kindBulk, "members", b.members)
 	return b, nil
 }
 

@@ -581,6 +581,9 @@ func (a *Array) Accounts() (faults []string) {
 				faults = append(faults, fmt.Sprintf("disk %d extent %d: belongs to bands %x and %x", m.slot, m.extent, other, b.num))
 			}
 			owner[m] = b.num
+			if d := a.slots()[m.slot]; m.extent >= d.extents {
+				faults = append(faults, fmt.Sprintf("disk %d extent %d: belongs to band %x, and the disk has %d", m.slot, m.extent, b.num, d.extents))
+			}
 		}
 	}
 	for _, d := range a.slots() {

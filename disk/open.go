@@ -288,7 +288,7 @@ func (s *Set) place(head, sb *superblock, i int, disks []*disk) error {
 		d.state, d.reason = DiskSpare, ""
 	case !head.knows(sb.epoch(), sb.slot):
 		d.state, d.reason = DiskForeign, "its history left the array's: it was written elsewhere"
-	case dev.Limits().Size < sb.diskSize:
+	case dev.Limits().Size < sb.diskSize || head.geo.extents(dev.Limits().Size) < d.extents:
 		d.state, d.reason = DiskForeign, fmt.Sprintf("%d bytes, shorter than the %d it had", dev.Limits().Size, sb.diskSize)
 	case sb.epoch() != head.epoch():
 		d.state, d.reason = DiskStale, fmt.Sprintf("at epoch %d of %d", sb.epoch().num, head.epoch().num)
@@ -437,7 +437,6 @@ func newArray(opt Options, devs []blockdev.Device, head *superblock, disks []*di
 		if d.dev != nil {
 			a.diskOf[d.gi].Store(d)
 			d.model = opt.model(d.dev)
-			d.extents = min(d.extents, a.geo.extents(d.dev.Limits().Size))
 		}
 		d.used = make([]bool, d.extents)
 		d.free = int(d.extents)

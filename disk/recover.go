@@ -398,6 +398,9 @@ func (r *recovery) lost(band, from, to uint64) {
 	r.a.noteLoss(Loss{Band: band, From: from, To: to})
 }
 
+// Missing notes the loss of a band that is needed and not there.
+func (a *Array) Missing(num uint64) { a.noteLoss(Loss{Band: num}) }
+
 // noteLoss reports a loss, and that it is a new one.
 func (a *Array) noteLoss(l Loss) bool {
 	a.mu.Lock()
@@ -405,7 +408,7 @@ func (a *Array) noteLoss(l Loss) bool {
 	if slices.Contains(a.losses, l) {
 		return false
 	}
-	a.logger.Error("acknowledged stripes lost", "band", l.Band, "from", l.From, "to", l.To)
+	a.logger.Error("acknowledged stripes lost", "band", fmt.Sprintf("%x", l.Band), "from", l.From, "to", l.To)
 	a.losses = append(a.losses, l)
 	return true
 }

@@ -3,6 +3,7 @@ package disk
 import (
 	"context"
 	"errors"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -100,6 +101,47 @@ func TestReplace(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.paths = f.paths[:6]
+	f.survives(w, 4, 5)
+}
+
+// TestReplaceTruncated: a disk that was cut short is replaced. The new one has as many extents as the old one had, or what lies in the others
+// would be lost at the next start.
+func TestReplaceTruncated(t *testing.T) {
+	f := newFileArray(t, 6, 4, 2, replaceSize)
+	w := newWritten()
+	a := f.open()
+	for id := uint64(0); a.Status().Disks[1].Free > int(a.Status().Disks[1].Extents)/2; id += 1000 {
+		w.fill(t, a, id)
+	}
+	extents := a.Status().Disks[1].Extents
+	if err := a.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(f.paths[1], superArea+2<<20); err != nil {
+		t.Fatal(err)
+	}
+	f.state = &testState{}
+	a = f.open()
+	if d := a.Status().Disks[1]; d.State != DiskForeign || d.Extents != extents {
+		t.Errorf("cut short: %s with %d extents, want foreign with %d", d.State, d.Extents, extents)
+	}
+	short := f.newDiskFile("short", replaceSize/2)
+	if err := a.Replace(t.Context(), 1, short, false); !errors.Is(err, ErrReplace) {
+		t.Errorf("replaced by a disk that is too small: %v", err)
+	}
+	fresh := f.newDiskFile("new", replaceSize)
+	if err := a.Replace(t.Context(), 1, fresh, false); err != nil {
+		t.Fatal(err)
+	}
+	whole(t, a)
+	if faults := a.Accounts(); len(faults) > 0 {
+		t.Error(faults)
+	}
+	if err := a.Close(); err != nil {
+		t.Fatal(err)
+	}
+	f.paths[1] = fresh
+	f.survives(w)
 	f.survives(w, 4, 5)
 }
 

@@ -107,7 +107,11 @@ func (r *recovery) claim(at bandMember, blocks []byte) {
 		return
 	}
 	b, pos, err := a.codec.parseBand(blocks[:BlockSize], id)
-	if err != nil || !a.plausible(b) || b.members[pos] != at {
+	if err != nil || b.members[pos] != at {
+		return
+	}
+	if !a.plausible(b) {
+		a.logger.Warn("band header ignored: it cannot be of this array as it is now", "band", fmt.Sprintf("%x", b.num), "slot", at.slot, "extent", at.extent)
 		return
 	}
 	for i, m := range b.members {
@@ -175,7 +179,9 @@ func (r *recovery) dropVoid() (void []*foundBand) {
 		default:
 			continue
 		}
-		if !r.freed[f.num] {
+		if r.freed[f.num] {
+			r.a.logger.Debug("band not taken up: it was freed", "band", fmt.Sprintf("%x", f.num), "headers", len(f.claims))
+		} else {
 			r.a.logger.Info("band not taken up", "band", fmt.Sprintf("%x", f.num), "headers", len(f.claims), "extents_taken", outlived, "forgotten", forgotten)
 		}
 	}

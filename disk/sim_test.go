@@ -326,7 +326,7 @@ func simulateStats(seed uint64, bugs faults, kinds blockdev.FaultKind, trace boo
 	shape := simShapes[s.rng.IntN(len(simShapes))]
 	s.geo = Geometry{Data: shape.data, Parity: shape.parity, ExtentSize: []int64{1 << 20, 1 << 20, 4 << 20}[s.rng.IntN(3)]}
 	for range shape.n {
-		s.disks = append(s.disks, blockdev.NewSimDisk(s.world, superArea+40*s.geo.ExtentSize, blockdev.SimOptions{}))
+		s.disks = append(s.disks, blockdev.NewSimDisk(s.world, s.simDiskSize(), blockdev.SimOptions{}))
 	}
 	err = Create(context.Background(), CreateOptions{
 		ArrayID: [16]byte{7}, Geometry: s.geo, Keys: testKeys{}, devices: s.devices(), group: simGroup, rand: s.random,
@@ -384,6 +384,9 @@ func (s *sim) life() error {
 	if s.rng.IntN(3) > 0 {
 		s.spawn(s.promote)
 		s.rebuild()
+		if s.rng.IntN(2) == 0 && slices.ContainsFunc(s.a.slots(), func(d *disk) bool { return d.state == DiskForeign }) {
+			s.replace()
+		}
 	}
 	if s.rng.IntN(3) > 0 {
 		s.world.CutAfter(1 + s.rng.IntN(120))
@@ -546,11 +549,23 @@ func (s *sim) restart() {
 	s.world.Restart()
 	for _, i := range s.suspect {
 		if s.rng.IntN(2) == 0 {
-			s.disks[i].Revive()
-			s.disks[i].Unhang()
-			s.disks[i].Unfill()
+			s.revive(i)
+		} else if s.kinds == simKinds && s.rng.IntN(12) == 0 {
+			s.disks[i].Truncate((1 + s.rng.Int64N(s.simDiskSize()/BlockSize)) * BlockSize)
 		}
 	}
+}
+
+// simDiskSize is how large all disks are.
+func (s *sim) simDiskSize() int64 { return superArea + 40*s.geo.ExtentSize }
+
+// revive ends the faults that make a disk be away or refuse writes.
+func (s *sim) revive(i int) {
+	d := s.disks[i]
+	d.Revive()
+	d.Unhang()
+	d.Unfill()
+	d.Truncate(s.simDiskSize())
 }
 
 // openUntilUp opens the array; the power may fail meanwhile, again and again.
@@ -712,9 +727,7 @@ func (s *sim) heal() ([]int, error) {
 		return s.suspect, nil
 	}
 	for _, i := range s.suspect {
-		s.disks[i].Revive()
-		s.disks[i].Unhang()
-		s.disks[i].Unfill()
+		s.revive(i)
 		s.disks[i].Unslow()
 		s.disks[i].Disarm()
 	}

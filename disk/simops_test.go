@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"slices"
 
 	"coffer/disk/internal/blockdev"
 )
@@ -115,10 +116,13 @@ func (s *sim) replace() {
 		return
 	}
 	slot := s.slotOf(s.suspect[s.rng.IntN(len(s.suspect))])
+	if i := slices.IndexFunc(s.a.slots(), func(d *disk) bool { return d.state == DiskForeign }); i >= 0 {
+		slot = i
+	}
 	if slot < 0 {
 		return
 	}
-	d := blockdev.NewSimDisk(s.world, superArea+40*s.geo.ExtentSize, blockdev.SimOptions{})
+	d := blockdev.NewSimDisk(s.world, s.simDiskSize(), blockdev.SimOptions{})
 	s.disks = append(s.disks, d)
 	s.replacing = true
 	s.spawn(func() {
@@ -144,7 +148,7 @@ func (s *sim) member() {
 		if len(s.disks) >= maxSimDisks {
 			return
 		}
-		d = blockdev.NewSimDisk(s.world, superArea+40*s.geo.ExtentSize, blockdev.SimOptions{})
+		d = blockdev.NewSimDisk(s.world, s.simDiskSize(), blockdev.SimOptions{})
 		s.disks = append(s.disks, d)
 	}
 	s.changing = true

@@ -128,6 +128,7 @@ func (a *Array) Free(ctx context.Context, num uint64) error {
 	}
 	a.dropBand(b, a.discard(b)...)
 	a.stats.freed.Add(1)
+	a.logger.Debug("band freed", "band", fmt.Sprintf("%x", num))
 	return nil
 }
 

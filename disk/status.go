@@ -47,11 +47,20 @@ type DiskStatus struct {
 	Stats blockdev.Stats `json:"-"`
 }
 
-// Loss is a run of packed stripes that were acknowledged and can no longer be read.
+// Loss is a run of packed stripes that were acknowledged and can no longer be read, or, from 0 to 0, a whole band that the state needs and
+// that is not there.
 type Loss struct {
 	Band uint64 `json:"band"`
 	From uint64 `json:"from_stripe"`
 	To   uint64 `json:"to_stripe"`
+}
+
+// String names what is lost.
+func (l Loss) String() string {
+	if l.From == 0 && l.To == 0 {
+		return fmt.Sprintf("band %x", l.Band)
+	}
+	return fmt.Sprintf("stripes %d to %d of band %x", l.From, l.To, l.Band)
 }
 
 // Status describes an open array. Sizes are bytes.

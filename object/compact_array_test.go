@@ -64,6 +64,9 @@ func (r *rig) open(rebuild bool) {
 		r.t.Fatal(err)
 	}
 	r.Start(OnArray(r.array))
+	if lost := r.array.Status().Losses; len(lost) > 0 {
+		r.t.Errorf("lost: %v", lost)
+	}
 }
 
 func (r *rig) shut() {

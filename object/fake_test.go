@@ -33,6 +33,8 @@ type memLog struct {
 	pressure chan struct{}
 
 	mu      sync.Mutex // guards all below
+	missing []uint64
+	damaged bool // bands were taken away
 	bands   map[uint64]*memBand
 	last    uint64 // highest number of a band
 	packing uint64 // open packed band, 0: none
@@ -452,6 +454,12 @@ func (l *memLog) Admit(ctx context.Context) error { return ctx.Err() }
 func (l *memLog) Pressure() <-chan struct{}       { return l.pressure }
 func (l *memLog) Waiting() int                    { return 0 }
 
+func (l *memLog) Missing(band uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.missing = append(l.missing, band)
+}
+
 func (l *memLog) Yield(ctx context.Context, _ disk.Class, _ int) error { return ctx.Err() }
 
 func (l *memLog) Relieve(try func() bool) {
@@ -565,6 +573,9 @@ func (f *fixture) reopen(rebuild bool) {
 		}
 	}
 	s.Start(f.log)
+	if len(f.log.missing) > 0 && !f.log.damaged {
+		f.t.Errorf("bands %x are missing", f.log.missing)
+	}
 }
 
 func pattern(n int, salt byte) []byte {

@@ -33,20 +33,22 @@ func (s *Store) find(bucket, key string) (f found, err error) {
 	if f.log, err = s.disk(); err != nil {
 		return f, err
 	}
+	var lost uint64
 	for range maxLookups {
 		if f.rec, f.loc, err = s.loadObject(f.b.id, key, depthAll); err != nil {
 			return f, fmt.Errorf("object %q in bucket %q: %w", key, bucket, orNoSuchKey(err))
 		}
-		if f.pin() {
+		var ok bool
+		if lost, ok = f.pin(); ok {
 			return f, nil
 		}
 	}
-	return f, fmt.Errorf("object %q in bucket %q: lies in a band that is gone: %w", key, bucket, ErrCorrupt)
+	return f, fmt.Errorf("object %q in bucket %q: lies in band %x, which is gone: %w", key, bucket, lost, ErrCorrupt)
 }
 
-// pin keeps the bands from being freed that the object's data lies in. It is false when one is gone: then the data was moved since
-// the record was looked up, or deleted.
-func (f *found) pin() bool {
+// pin keeps the bands from being freed that the object's data lies in. It is false, and names the band, when one is gone: then the
+// data was moved since the record was looked up, or deleted.
+func (f *found) pin() (gone uint64, ok bool) {
 	var bands []bandBytes
 	if f.loc.IsZero() {
 		bands = f.rec.content.bands()
@@ -57,11 +59,11 @@ func (f *found) pin() bool {
 		if !f.log.Pin(b.band) {
 			f.pins = bands[:i]
 			f.unpin()
-			return false
+			return b.band, false
 		}
 	}
 	f.pins = bands
-	return true
+	return 0, true
 }
 
 func (f *found) unpin() {

@@ -40,6 +40,8 @@ type Log interface {
 	Yield(ctx context.Context, class disk.Class, n int) error
 	// Waiting counts the callers in Admit.
 	Waiting() int
+	// Missing is told of a band that is needed and not there.
+	Missing(band uint64)
 }
 
 // StripeWriter is a bulk stripe being filled: see disk.StripeWriter.

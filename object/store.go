@@ -166,6 +166,9 @@ func (s *Store) Start(log Log) {
 	s.written.begin(log.Bands())
 	s.control.change(func() { s.control.next = time.Now().Add(s.opt.CompactEvery) })
 	s.log.Store(&logRef{log})
+	if err := s.reportMissing(log); err != nil {
+		s.logger.Error("not known whether all bands are there", "err", err)
+	}
 	ctx, stop := context.WithCancel(context.Background())
 	s.stop = stop
 	s.wg.Go(func() { s.checkpoints(ctx) })

@@ -68,6 +68,10 @@ func prepareServer(t *testing.T, config string, env ...string) *server {
 		}
 		s.stdout.Close()
 		s.stderr.Close()
+		if keep := os.Getenv("COFFER_KEEP"); keep != "" && t.Failed() {
+			t.Logf("kept: %v", os.Rename(root, filepath.Join(keep, filepath.Base(root))))
+			return
+		}
 		if err := os.RemoveAll(root); err != nil {
 			t.Errorf("clean up: %v", err)
 		}

@@ -506,7 +506,11 @@ func (d *torture) round(rng *rand.Rand, n int, longest time.Duration, writers ma
 	for name, w := range writers {
 		seed := rand.NewPCG(rng.Uint64(), rng.Uint64())
 		wg.Go(func() {
-			err := w(ctx, rand.New(seed), name)
+			rng := rand.New(seed)
+			err := w(ctx, rng, name)
+			for isFull(err) && ctx.Err() == nil {
+				err = w(ctx, rng, name)
+			}
 			if bad, ok := errors.AsType[wrongBody](err); ok {
 				d.t.Errorf("client %s: %v", name, bad)
 			} else if err != nil && !isFull(err) && !d.dying.Load() {
@@ -623,7 +627,7 @@ func TestTorture(t *testing.T) {
 	} else {
 		t.Parallel()
 	}
-	d := &torture{drill: &drill{t: t, s: newServer(t, diskMiB)}, size: int64(diskMiB) << 20}
+	d := &torture{drill: &drill{t: t, s: newServer(t, diskMiB, "COFFER_LOG_LEVEL=debug")}, size: int64(diskMiB) << 20}
 	d.begin(files{d})
 	d.run(lasting, longest)
 }

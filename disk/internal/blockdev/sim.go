@@ -26,6 +26,7 @@ type SimDisk struct {
 	dirty  []simWrite // in the cache only, in order of writing
 	closed bool
 
+	short            int // pages that were cut off at its end
 	dead, hung, full bool
 	slow             bool
 	late             []simWrite // accepted by a hung disk
@@ -59,7 +60,7 @@ func NewSimDisk(w *World, size int64, opt SimOptions) *SimDisk {
 func (d *SimDisk) Path() string    { return d.name }
 func (d *SimDisk) stat() *counters { return &d.counters }
 func (d *SimDisk) Stats() Stats    { return d.counters.snapshot() }
-func (d *SimDisk) size() int64     { return int64(len(d.medium)) * Align }
+func (d *SimDisk) size() int64     { return int64(len(d.medium)-d.short) * Align }
 
 func (d *SimDisk) Limits() Limits {
 	return Limits{Size: d.size(), LogicalBlock: SectorSize, MemAlign: Align, OffAlign: Align, WriteBack: true, Kind: "sim", Serial: d.name}

@@ -3,6 +3,7 @@ package blockdev
 import (
 	"fmt"
 	"math/bits"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -207,6 +208,20 @@ func (d *SimDisk) Fill() { d.fault(func() { d.full = true }, "full") }
 // Unfill ends Fill.
 func (d *SimDisk) Unfill() { d.fault(func() { d.full = false }, "no longer full") }
 
+// Truncate cuts a disk off at a size, a multiple of Align: what lay behind is lost. A size as large as it had at first makes it whole again,
+// with zeros behind. It is for a machine that is off.
+func (d *SimDisk) Truncate(size int64) {
+	d.fault(func() {
+		keep := min(int(size/Align), len(d.medium))
+		for i := keep; i < len(d.medium)-d.short; i++ {
+			d.medium[i], d.cache[i], d.prior[i] = nil, nil, nil
+		}
+		d.dirty = slices.DeleteFunc(d.dirty, func(w simWrite) bool { return w.no >= keep })
+		d.late = slices.DeleteFunc(d.late, func(w simWrite) bool { return w.no >= keep })
+		d.short = len(d.medium) - keep
+	}, fmt.Sprintf("cut off at %d", size))
+}
+
 // SimImage is the content of a disk's medium at one time.
 type SimImage struct{ pages []*simPage }
 
@@ -387,16 +402,17 @@ func (w *World) pickKind(kinds FaultKind) FaultKind {
 func (w *World) pickBlocks(d *SimDisk) (off, n int64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	no := w.rng.IntN(len(d.medium))
+	pages := len(d.medium) - d.short
+	no := w.rng.IntN(pages)
 	if w.rng.IntN(10) > 0 {
 		for i := range d.medium {
-			if at := (no + i) % len(d.medium); d.medium[at] != nil {
+			if at := (no + i) % pages; d.medium[at] != nil {
 				no = at
 				break
 			}
 		}
 	}
-	count := min(1<<w.rng.IntN(5), len(d.medium)-no)
+	count := min(1<<w.rng.IntN(5), pages-no)
 	return int64(no) * Align, int64(count) * Align
 }
 
