@@ -207,7 +207,8 @@ func checkKey(key string) error {
 }
 
 // subResource finds the one query name that selects an operation. Names that are neither sub-resource nor parameter could be a
-// sub-resource that this server does not know, so they are refused, unless they cannot be one: on reads, a name with a value.
+// sub-resource that this server does not know, so they are refused, unless they cannot be one: headers that some signers of links
+// move into the query, and on reads any name with a value.
 func (rt *router) subResource(query url.Values, r *http.Request) (string, error) {
 	sub := ""
 	for name, values := range query {
@@ -222,7 +223,7 @@ func (rt *router) subResource(query url.Values, r *http.Request) (string, error)
 				return "", invalidArgument("ResourceType", name, "Conflicting query string parameters: %s, %s", min(sub, name), max(sub, name))
 			}
 			sub = name
-		case parameters[name], len(name) > 2 && strings.EqualFold(name[:2], "x-"):
+		case parameters[name], len(name) > 2 && strings.EqualFold(name[:2], "x-"), strings.HasPrefix(name, "Content-"):
 		case (r.Method == http.MethodGet || r.Method == http.MethodHead) && values[0] != "":
 		default:
 			return "", errNotImplemented.say("The query parameter %.64q is not implemented.", name)

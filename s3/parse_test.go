@@ -51,6 +51,7 @@ func TestParse(t *testing.T) {
 		{"PUT", "", "/bucket?encryption", nil, "PutBucketEncryption bucket|"},
 		{"PUT", "", "/bucket?nonsense", nil, "NotImplemented"},
 		{"PUT", "", "/bucket?nonsense=1", nil, "NotImplemented"},
+		{"PUT", "", "/bucket/key?Content-Type=text%2Fplain", nil, "PutObject bucket|key"},
 		{"GET", "", "/bucket?nonsense", nil, "NotImplemented"},
 		{"GET", "", "/bucket?nonsense=1", nil, "ListObjects bucket|"},
 		{"GET", "", "/bucket?acl&policy", nil, "InvalidArgument"},

@@ -620,7 +620,6 @@ func (d *torture) run(lasting, longest time.Duration) {
 // parity bears. After each start everything that was acknowledged is there, nothing is there in part, and what clients of the same keys
 // saw can be put in an order.
 func TestTorture(t *testing.T) {
-	needsDevices(t, "")
 	lasting, diskMiB, longest := time.Minute, 768, 1500*time.Millisecond
 	if soak {
 		lasting, diskMiB, longest = 10*time.Minute, 2048, 3*time.Second
