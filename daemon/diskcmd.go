@@ -314,37 +314,6 @@ func (a *appliance) keepDisk(ctx context.Context, name string) (*disk.Removal, e
 	return &disk.Removal{Slot: d.Slot, Path: d.Path, State: d.State}, a.array.Keep(ctx, d.Slot)
 }
 
-// waitDrained shows how far the drain of a slot is until the slot is empty.
-func waitDrained(ctx context.Context, w io.Writer, slot int, status func() (*arrayStatus, error)) error {
-	tick := time.NewTicker(rebuildPoll)
-	defer tick.Stop()
-	for shown := ""; ; {
-		st, err := status()
-		if err != nil {
-			return err
-		}
-		i := slices.IndexFunc(st.Disks, func(d disk.DiskStatus) bool { return d.Slot == slot })
-		if i < 0 {
-			fmt.Fprintf(w, "slot %d is empty\n", slot)
-			return nil
-		}
-		r := st.Disks[i].Drain
-		if r == nil {
-			return fmt.Errorf("%w: slot %d is not drained any more: it is %s", errUnhealthy, slot, st.Disks[i].State)
-		}
-		line := "slot " + strconv.Itoa(slot) + ": " + rebuildLine(r)
-		if line != shown {
-			fmt.Fprintln(w, line)
-			shown = line
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-}
-
 // rebuildLine says how far a rebuild or a drain is.
 func rebuildLine(r *disk.Rebuild) string {
 	line := fmt.Sprintf("%d of %d bands left, %.0f MB/s, about %v to go", r.Left, r.Bands, r.Rate/1e6, r.ETA.Round(time.Second))

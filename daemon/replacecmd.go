@@ -137,30 +137,30 @@ func (d dataDir) noteDisks(id [16]byte, paths []string) error {
 // rebuildPoll is how often the progress of a rebuild is looked at.
 const rebuildPoll = 500 * time.Millisecond
 
-// waitRebuilt shows how far the rebuild of a slot is until it has ended.
-func waitRebuilt(ctx context.Context, w io.Writer, slot int, status func() (*arrayStatus, error)) error {
+// watchSlot looks at a slot until say, which is given the disk in it, nil if it is empty, reports the end or an error. What say returns to
+// be shown is shown when it changes.
+func watchSlot(ctx context.Context, w io.Writer, slot int, status func() (*arrayStatus, error), say func(d *disk.DiskStatus) (line string, done bool, err error)) error {
 	tick := time.NewTicker(rebuildPoll)
 	defer tick.Stop()
-	for {
+	for shown := ""; ; {
 		st, err := status()
 		if err != nil {
 			return err
 		}
-		i := slices.IndexFunc(st.Disks, func(d disk.DiskStatus) bool { return d.Slot == slot })
-		if i < 0 {
-			return fmt.Errorf("%w: slot %d is empty", errUnhealthy, slot)
+		var d *disk.DiskStatus
+		if i := slices.IndexFunc(st.Disks, func(d disk.DiskStatus) bool { return d.Slot == slot }); i >= 0 {
+			d = &st.Disks[i]
 		}
-		d := st.Disks[i]
-		switch r := d.Rebuild; {
-		case d.State == disk.DiskHealthy:
-			fmt.Fprintf(w, "slot %d is rebuilt\n", slot)
+		line, done, err := say(d)
+		if err != nil {
+			return fmt.Errorf("%w: slot %d %w", errUnhealthy, slot, err)
+		}
+		if line != shown {
+			fmt.Fprintf(w, "slot %d%s\n", slot, line)
+			shown = line
+		}
+		if done {
 			return nil
-		case d.State != disk.DiskRebuilding:
-			return fmt.Errorf("%w: slot %d is %s: %s", errUnhealthy, slot, d.State, d.Reason)
-		case r != nil && r.Failed > 0 && r.Left == 0:
-			return fmt.Errorf("%w: slot %d: %s", errUnhealthy, slot, d.Reason)
-		case r != nil:
-			fmt.Fprintf(w, "slot %d: %s\n", slot, rebuildLine(r))
 		}
 		select {
 		case <-tick.C:
@@ -168,4 +168,34 @@ func waitRebuilt(ctx context.Context, w io.Writer, slot int, status func() (*arr
 			return ctx.Err()
 		}
 	}
+}
+
+// waitRebuilt shows how far the rebuild of a slot is until it has ended.
+func waitRebuilt(ctx context.Context, w io.Writer, slot int, status func() (*arrayStatus, error)) error {
+	return watchSlot(ctx, w, slot, status, func(d *disk.DiskStatus) (line string, done bool, err error) {
+		switch {
+		case d == nil:
+			return "", false, errors.New("is empty")
+		case d.State == disk.DiskHealthy:
+			return " is rebuilt", true, nil
+		case d.State != disk.DiskRebuilding, d.Rebuild != nil && d.Rebuild.Failed > 0 && d.Rebuild.Left == 0:
+			return "", false, fmt.Errorf("is %s: %s", d.State, d.Reason)
+		case d.Rebuild != nil:
+			line = ": " + rebuildLine(d.Rebuild)
+		}
+		return line, false, nil
+	})
+}
+
+// waitDrained shows how far the drain of a slot is until the slot is empty.
+func waitDrained(ctx context.Context, w io.Writer, slot int, status func() (*arrayStatus, error)) error {
+	return watchSlot(ctx, w, slot, status, func(d *disk.DiskStatus) (line string, done bool, err error) {
+		switch {
+		case d == nil:
+			return " is empty", true, nil
+		case d.Drain == nil:
+			return "", false, fmt.Errorf("is not drained any more: it is %s", d.State)
+		}
+		return ": " + rebuildLine(d.Drain), false, nil
+	})
 }
