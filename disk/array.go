@@ -49,7 +49,10 @@ type Array struct {
 	scrub  atomic.Pointer[Scrub] // nil: not started
 	room   room
 	tight  atomic.Bool // new data should wait for compaction
+	slack  atomic.Bool // what is free is what the capacity leaves out
+	dear   atomic.Bool // see SetDear
 	full   atomic.Bool // only the reserve is left
+	low    atomic.Bool // of the reserve, half is left
 
 	waiting atomic.Int64 // callers in Admit
 

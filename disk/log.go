@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -23,10 +24,12 @@ const (
 // maxQueue bounds the records that wait for a stripe.
 const maxQueue = 16384
 
-// Patient records wait for others as long as this, or until there are so many.
+// Patient records wait for others as long as this, or until there are so many. Where space is scarce others wait too, for a moment, until
+// there is one for each data cell.
 const (
 	patience   = 20 * time.Millisecond
 	maxPatient = 128
+	thrift     = time.Millisecond
 )
 
 // packedLog is the packed stream: it gathers records into stripes (group commit), has several stripes in flight, and
@@ -45,7 +48,8 @@ type packedLog struct {
 	reserved bool            // the open band comes from the reserve: essential records only
 	applying bool            // a writer applies finished stripes
 	timing   bool            // patient records have waited long enough when a timer runs out
-	due      bool            // it has
+	thrifty  bool            // and so have others
+	due      bool            // one of them has run out
 	paused   bool            // a disk failed: nothing new until the next epoch has begun
 	closing  bool            // nothing new is taken
 	failed   []*disk
@@ -119,35 +123,56 @@ func (p *packedLog) enqueue(r *request) error {
 	if !r.rec.Patient {
 		p.a.schedule.calls.Add(1)
 	}
-	p.bePatient()
 	p.wake.Broadcast()
 	return nil
 }
 
 // bePatient bounds how long what waits may wait for more; mu is held.
 func (p *packedLog) bePatient() {
-	if p.timing || len(p.queue) == 0 || !p.queue[0].rec.Patient || p.a.opt.manual != nil {
+	if len(p.queue) == 0 || p.a.opt.manual != nil {
 		return
 	}
-	p.timing = true
-	time.AfterFunc(patience, func() {
+	if p.queue[0].rec.Patient {
+		p.dueAfter(patience, &p.timing)
+	}
+	if p.a.scarce() && slices.ContainsFunc(p.queue, func(r *request) bool { return !r.rec.Patient }) {
+		p.dueAfter(thrift, &p.thrifty)
+	}
+}
+
+// dueAfter lets what waits become a stripe after a time, unless the timer that running stands for is on its way; mu is held.
+func (p *packedLog) dueAfter(d time.Duration, running *bool) {
+	if *running {
+		return
+	}
+	*running = true
+	time.AfterFunc(d, func() {
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		p.timing, p.due = false, len(p.queue) > 0
+		*running, p.due = false, len(p.queue) > 0
 		p.wake.Broadcast()
 	})
 }
 
-// worthwhile reports whether what waits may become a stripe: patient records alone wait for more; mu is held.
+// worthwhile reports whether what waits may become a stripe; mu is held. Patient records alone wait for more. Where space is scarce all
+// wait until the stripes in flight have landed, unless they fill one: stripes of few records waste space.
 func (p *packedLog) worthwhile() bool {
+	scarce := p.a.scarce()
 	full := p.a.geo.Data * min(maxCellBlocks, int(p.a.geo.extentBlocks())-1) * BlockSize
-	n := 0
+	bytes, hasty := 0, 0
 	for i, r := range p.queue {
-		if n += r.cost(); !r.rec.Patient || n >= full || i >= maxPatient {
+		if !r.rec.Patient {
+			hasty++
+		}
+		switch bytes += r.cost(); {
+		case bytes >= full:
+			return true
+		case scarce && len(p.inflight) > 0:
+		case i >= maxPatient, hasty > 0 && !scarce, hasty >= p.a.geo.Data:
 			return true
 		}
 	}
-	return p.due || p.closing || p.a.opt.manual != nil
+	return (!scarce || len(p.inflight) == 0) && (p.due || p.closing || p.a.opt.manual != nil)
 }
 
 // run is a writer: it cuts stripes, writes them and finishes them until the log stops.
@@ -176,6 +201,7 @@ func (p *packedLog) wait() *packedStripe {
 			}
 			continue
 		}
+		p.bePatient()
 		p.wake.Wait()
 	}
 }
@@ -194,16 +220,23 @@ func (p *packedLog) cut() *packedStripe {
 		return nil
 	}
 	b := p.band
+	data, left := len(b.members)-b.parity, int(a.geo.extentBlocks()-b.end)
+	reqs := p.queue[:min(len(p.queue), maxPerStripe)]
 	maxBlocks := min(maxCellBlocks, int(a.geo.extentBlocks())-1)
-	lay := plan(p.queue[:min(len(p.queue), maxPerStripe)], len(b.members)-b.parity, b.parity, maxBlocks)
-	if b.end+uint32(lay.blocks) > a.geo.extentBlocks() {
+	if largestCell(reqs) <= left { // what is left of the band is used, by fewer records if need be
+		maxBlocks = min(maxBlocks, left)
+	}
+	lay := plan(reqs, data, b.parity, maxBlocks)
+	if a.scarce() {
+		lay = densest(reqs, lay, data, b.parity, maxBlocks)
+	}
+	if lay.blocks > left {
 		p.openBand()
 		return nil
 	}
 	n := lay.ends[len(lay.ends)-1]
 	s := &packedStripe{num: p.next, band: b, off: b.end, lay: lay, reqs: append([]*request(nil), p.queue[:n]...)}
 	p.queue, p.due = append(p.queue[:0], p.queue[n:]...), false
-	p.bePatient()
 	for i, r := range s.reqs {
 		if r.seq = r.rec.Seq; r.seq == 0 {
 			r.seq = s.num<<seqBits | uint64(i)

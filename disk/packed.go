@@ -208,6 +208,41 @@ func plan(reqs []*request, maxData, parity, maxBlocks int) layout {
 	return best
 }
 
+// manyRecords in each cell fill it well.
+const manyRecords = 32
+
+// densest returns a layout of a few records less than lay takes, if it wastes less of the space of all cells. Those that it leaves out are
+// for the next stripe. Among many records it looks for nothing: they fill the cells by their number.
+func densest(reqs []*request, lay layout, maxData, parity, maxBlocks int) layout {
+	density := func(l layout) float64 {
+		bytes := 0
+		for _, r := range reqs[:l.ends[len(l.ends)-1]] {
+			bytes += r.cost()
+		}
+		return float64(bytes) / float64(l.blocks*maxData*BlockSize)
+	}
+	best, most := lay, density(lay)
+	n := lay.ends[len(lay.ends)-1]
+	if n > manyRecords*maxData {
+		return lay
+	}
+	for less := n - 1; less > max(n/2, n-2*maxData); less-- {
+		if l := plan(reqs[:less], maxData, parity, maxBlocks); density(l) > most {
+			best, most = l, density(l)
+		}
+	}
+	return best
+}
+
+// largestCell is how many blocks the cell needs that holds the largest record.
+func largestCell(reqs []*request) int {
+	largest := 0
+	for _, r := range reqs {
+		largest = max(largest, r.cost())
+	}
+	return alignUp(largest+cellOverhead) / BlockSize
+}
+
 // pack fills d cells in order with cells of the smallest size, from blocks upwards, that takes everything; at maxBlocks it
 // takes what fits.
 func pack(reqs []*request, d, blocks, maxBlocks int) layout {

@@ -3,6 +3,7 @@ package disk
 import (
 	"fmt"
 	"math/rand/v2"
+	"sync"
 	"testing"
 )
 
@@ -111,6 +112,120 @@ func TestPlanRandom(t *testing.T) {
 		if total <= data*(maxBlocks*BlockSize-cellOverhead-largest) && l.ends[len(l.ends)-1] != len(reqs) {
 			t.Fatalf("queue %d: %d of %d records taken, though %d bytes fit", i, l.ends[len(l.ends)-1], len(reqs), total)
 		}
+	}
+}
+
+// TestDensest: where space is scarce, records that would make the cells longer for all are left to the next stripe.
+func TestDensest(t *testing.T) {
+	const cost = 8*BlockSize + 200 // nine blocks alone
+	for _, test := range []struct {
+		records, taken, blocks int
+	}{{1, 1, 9}, {3, 3, 9}, {4, 4, 9}, {5, 4, 9}, {7, 4, 9}, {8, 8, 17}, {9, 8, 17}, {17, 16, 33}} {
+		reqs := sizes(repeat(test.records, cost)...)
+		l := densest(reqs, plan(reqs, 4, 2, maxCellBlocks), 4, 2, maxCellBlocks)
+		if err := checkLayout(reqs, l, 4, maxCellBlocks); err != nil {
+			t.Errorf("%d records: %v", test.records, err)
+		}
+		if n := l.ends[len(l.ends)-1]; n != test.taken || l.blocks != test.blocks {
+			t.Errorf("%d records: takes %d in cells of %d blocks, want %d in %d", test.records, n, l.blocks, test.taken, test.blocks)
+		}
+	}
+	rng := rand.New(rand.NewPCG(3, 1))
+	for range 300 {
+		data := 1 + rng.IntN(8)
+		var costs []int
+		for range 1 + rng.IntN(40) {
+			costs = append(costs, recordHead+rng.IntN(MaxPacked))
+		}
+		reqs := sizes(costs...)
+		l := densest(reqs, plan(reqs, data, 2, maxCellBlocks), data, 2, maxCellBlocks)
+		if err := checkLayout(reqs, l, data, maxCellBlocks); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestWorthwhile: what may become a stripe, by what waits, what is on its way, and whether space is scarce.
+func TestWorthwhile(t *testing.T) {
+	s := newSimArray(t, 6, 4, 2, 12)
+	a := s.open()
+	defer a.Close()
+	one, four, few, full := []int{300}, repeat(4, 300), repeat(maxPatient-1, 300), repeat(50, 100<<10)
+	for _, test := range []struct {
+		name            string
+		queue           []int
+		patient, scarce bool
+		inflight, due   bool
+		want            bool
+	}{
+		{"a lone record", one, false, false, false, false, true},
+		{"a lone record, others on their way", one, false, false, true, false, true},
+		{"a patient one", one, true, false, false, false, false},
+		{"a patient one whose time has come", one, true, false, false, true, true},
+		{"patient ones, not enough", few, true, false, false, false, false},
+		{"patient ones that fill a stripe", full, true, false, true, false, true},
+		{"scarce: a lone record", one, false, true, false, false, false},
+		{"scarce: its time has come", one, false, true, false, true, true},
+		{"scarce: its time has come, others on their way", one, false, true, true, true, false},
+		{"scarce: one for each cell", four, false, true, false, false, true},
+		{"scarce: one for each cell, others on their way", four, false, true, true, false, false},
+		{"scarce: a full stripe", full, false, true, true, false, true},
+	} {
+		p := newPackedLog(a)
+		p.queue, p.due = sizes(test.queue...), test.due
+		for _, r := range p.queue {
+			r.rec.Patient = test.patient
+		}
+		if test.inflight {
+			p.inflight = []*packedStripe{{}}
+		}
+		a.slack.Store(test.scarce)
+		a.SetDear(true)
+		if got := p.worthwhile(); got != test.want {
+			t.Errorf("%s: %t", test.name, got)
+		}
+	}
+	a.slack.Store(true)
+	a.SetDear(false)
+	p := newPackedLog(a)
+	if p.queue = sizes(one...); !p.worthwhile() {
+		t.Error("a lone record waits though space is cheap")
+	}
+}
+
+// TestBandTail: a band is left only when what comes next does not fit into it.
+func TestBandTail(t *testing.T) {
+	s := newSimArray(t, 6, 4, 2, 16)
+	a := s.open()
+	defer a.Close()
+	w := newWritten()
+	const size = 30 << 10
+	var wg sync.WaitGroup
+	for g := range uint64(40) {
+		wg.Go(func() {
+			for i := range uint64(10) {
+				if err := w.put(a, 1+g*100+i, size); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	closed := 0
+	for _, b := range a.sortedBands() {
+		if b.kind != kindPacked || b.open.Load() || b.unused() {
+			continue
+		}
+		closed++
+		if left := a.geo.extentBlocks() - b.end; left >= 9 { // of a cell with one record
+			t.Errorf("band %x was closed with %d blocks left", b.num, left)
+		}
+	}
+	if closed == 0 {
+		t.Error("no band was filled")
+	}
+	if err := w.verify(a, s.state); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -605,6 +605,9 @@ func (s *sim) open() error {
 			Keys: testKeys{}, State: s.state, Crypto: crypto(), Degraded: degraded,
 			group: s.group, manual: s.wait, rand: s.random, faults: s.bugs, arenas: &s.arenas, Discard: Discard(s.rng.IntN(3)),
 		})
+		if err == nil {
+			s.a.SetDear(s.rng.IntN(2) == 0)
+		}
 		if degraded || !errors.Is(err, ErrMembership) || s.world.Off() {
 			return err
 		}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"coffer/disk/internal/blockdev"
@@ -436,7 +437,7 @@ func (a *Array) spareBands() int { return reserveBands + max(3, a.totalBands()/6
 
 // slackBands is how much of the array its capacity leaves out: bands over which dead bytes spread, so that those that are emptied hold
 // little that is live. With 85 % of the capacity in use a band is emptied that is two thirds live at worst.
-func (a *Array) slackBands() int { return a.spareBands() + a.totalBands()/12 }
+func (a *Array) slackBands() int { return a.spareBands() + a.totalBands()/10 }
 
 // totalBands is how many bands of full width the array holds; a.mu is held.
 func (a *Array) totalBands() int {
@@ -453,7 +454,9 @@ func (a *Array) totalBands() int {
 func (a *Array) noteSpace() {
 	left := a.bandsLeft()
 	a.tight.Store(left <= a.spareBands())
+	a.slack.Store(left <= a.slackBands())
 	a.full.Store(left <= reserveBands)
+	a.low.Store(left <= reserveBands/2)
 	a.room.mu.Lock()
 	a.room.wake()
 	a.room.mu.Unlock()
@@ -462,7 +465,28 @@ func (a *Array) noteSpace() {
 // Admit waits until there is room for new data. It fails with ErrFull when there is none and none can be made. It is called before
 // any lock or memory is taken that those who make room may need.
 func (a *Array) Admit(ctx context.Context) error {
-	if !a.tight.Load() {
+	err := a.awaitRoom(ctx, &a.tight)
+	if err == nil && a.tight.Load() && a.full.Load() {
+		err = ErrFull
+	}
+	if err != nil {
+		return fmt.Errorf("admit: %w", err)
+	}
+	return nil
+}
+
+// AdmitEssential is Admit for essential records, which give space back in the end: it waits only when half of the reserve is gone, so that
+// those who make room do not run out of it, and never fails for want of room.
+func (a *Array) AdmitEssential(ctx context.Context) error {
+	if err := a.awaitRoom(ctx, &a.low); err != nil {
+		return fmt.Errorf("admit: %w", err)
+	}
+	return nil
+}
+
+// awaitRoom waits while space is short until those who make room have done what they can.
+func (a *Array) awaitRoom(ctx context.Context, short *atomic.Bool) error {
+	if !short.Load() {
 		return nil
 	}
 	a.waiting.Add(1)
@@ -480,21 +504,25 @@ func (a *Array) Admit(ctx context.Context) error {
 		r.mu.Lock()
 		answered, changed := r.answered >= ticket || !r.attended, r.change()
 		r.mu.Unlock()
-		switch {
-		case !a.tight.Load(), answered && !a.full.Load():
+		if !short.Load() || answered {
 			return nil
-		case answered:
-			return fmt.Errorf("admit: %w", ErrFull)
 		}
 		select {
 		case <-changed:
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-a.ctx.Done():
-			return fmt.Errorf("admit: %w", ErrClosed)
+			return ErrClosed
 		}
 	}
 }
+
+// SetDear is told by those who make room whether it costs them more than it gives: that much of what they empty is live. Then records may
+// wait for others for a moment, so that stripes hold many and waste little.
+func (a *Array) SetDear(dear bool) { a.dear.Store(dear) }
+
+// scarce reports whether space is worth a moment of waiting.
+func (a *Array) scarce() bool { return a.slack.Load() && a.dear.Load() }
 
 // Waiting counts the callers in Admit.
 func (a *Array) Waiting() int { return int(a.waiting.Load()) }

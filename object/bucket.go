@@ -175,6 +175,9 @@ func (s *Store) Bucket(_ context.Context, name string) (Bucket, error) {
 
 // DeleteBucket removes an empty bucket: ErrBucketNotEmpty while it has objects or uploads.
 func (s *Store) DeleteBucket(ctx context.Context, name string) error {
+	if err := s.admitEssential(ctx); err != nil {
+		return fmt.Errorf("delete bucket %q: %w", name, err)
+	}
 	l := s.locks.bucket(name)
 	l.Lock()
 	defer l.Unlock()

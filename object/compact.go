@@ -116,6 +116,7 @@ func (s *Store) relieve(ctx context.Context, log Log) bool {
 		return nil
 	})
 	c.finish(ctx, err)
+	log.SetDear(float64(c.report.Moved) >= minGain*float64(c.report.Reclaimed))
 	return c.report.Bands > 0
 }
 

@@ -451,8 +451,11 @@ func (l *memLog) Horizon() uint64 {
 }
 
 func (l *memLog) Admit(ctx context.Context) error { return ctx.Err() }
-func (l *memLog) Pressure() <-chan struct{}       { return l.pressure }
-func (l *memLog) Waiting() int                    { return 0 }
+
+func (l *memLog) AdmitEssential(ctx context.Context) error { return ctx.Err() }
+func (l *memLog) Pressure() <-chan struct{}                { return l.pressure }
+func (l *memLog) SetDear(bool)                             {}
+func (l *memLog) Waiting() int                             { return 0 }
 
 func (l *memLog) Missing(band uint64) {
 	l.mu.Lock()

@@ -21,6 +21,8 @@ type Log interface {
 	Unpin(band uint64)
 	// Admit waits for room for new data. It comes before any lock or pin that compaction might wait for.
 	Admit(ctx context.Context) error
+	// AdmitEssential is Admit for records that give space back: it never fails for want of room.
+	AdmitEssential(ctx context.Context) error
 
 	// The rest is for compaction.
 
@@ -36,6 +38,7 @@ type Log interface {
 	Horizon() uint64
 	Pressure() <-chan struct{}
 	Relieve(try func() bool)
+	SetDear(dear bool)
 	// Yield waits until background work may move n more bytes.
 	Yield(ctx context.Context, class disk.Class, n int) error
 	// Waiting counts the callers in Admit.

@@ -187,6 +187,9 @@ func (s *Store) uploadThere(u *uploadRecord) error {
 func (s *Store) AbortUpload(ctx context.Context, bucket, key, id string) error {
 	b, u, err := s.findUpload(bucket, key, id)
 	if err == nil {
+		err = s.admitEssential(ctx)
+	}
+	if err == nil {
 		err = s.abort(ctx, b, u)
 	}
 	if err != nil {

@@ -232,6 +232,9 @@ func (s *Store) Delete(ctx context.Context, bucket, key string, c Conditions) er
 	if err != nil {
 		return err
 	}
+	if err := s.admitEssential(ctx); err != nil {
+		return fmt.Errorf("delete object %q: %w", key, err)
+	}
 	if err := s.remove(ctx, b, key, c); err != nil {
 		return fmt.Errorf("delete object %q: %w", key, err)
 	}

@@ -213,6 +213,15 @@ func (s *Store) admit(ctx context.Context) error {
 	return l.Admit(ctx)
 }
 
+// admitEssential is admit for what gives space back.
+func (s *Store) admitEssential(ctx context.Context) error {
+	l, err := s.disk()
+	if err != nil {
+		return err
+	}
+	return l.AdmitEssential(ctx)
+}
+
 // append makes a record durable and applied. Bodies may live in pooled memory: the log is done with it when it returns.
 func (s *Store) append(ctx context.Context, r disk.Record) error {
 	l, err := s.disk()

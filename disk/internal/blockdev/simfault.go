@@ -319,7 +319,7 @@ func (w *World) RandomFault(disks []*SimDisk, kinds FaultKind) Fault {
 		d.Regress(off, n)
 		f.Text = fmt.Sprintf("%d bytes stale at %d", n, off)
 	case FaultMisplaced:
-		from := off
+		from := min(off, other.size()-Align)
 		if other == d {
 			from, _ = w.pickBlocks(d)
 		}
