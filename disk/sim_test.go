@@ -3,6 +3,7 @@ package disk
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"flag"
 	"fmt"
@@ -127,7 +128,7 @@ const simKinds = blockdev.FaultRot | blockdev.FaultOverwrite | blockdev.FaultSta
 	blockdev.FaultLostWrite | blockdev.FaultMisdirect | blockdev.FaultFailOnce | blockdev.FaultDead | blockdev.FaultHung | blockdev.FaultFull | blockdev.FaultSlow
 
 type simStats struct {
-	cuts, acked, opens, stripes, faults, freed, replaced, scrubs, mended, members, drained, promoted, hedges, healed int
+	cuts, acked, opens, stripes, faults, freed, replaced, scrubs, mended, rekeyed, members, drained, promoted, hedges, healed int
 }
 
 func (s *simStats) add(o simStats) {
@@ -140,6 +141,7 @@ func (s *simStats) add(o simStats) {
 	s.replaced += o.replaced
 	s.scrubs += o.scrubs
 	s.mended += o.mended
+	s.rekeyed += o.rekeyed
 	s.members += o.members
 	s.drained += o.drained
 	s.promoted += o.promoted
@@ -149,8 +151,8 @@ func (s *simStats) add(o simStats) {
 
 func (s simStats) String() string {
 	return fmt.Sprintf("%d power cuts, %d opens, %d stripes, %d acknowledged records, %d bands freed, %d disks replaced, %d faults, "+
-		"%d scrubs ended, %d cells repaired by them, %d changes of membership, %d disks drained, %d spares used, %d reads hedged, %d times made whole",
-		s.cuts, s.opens, s.stripes, s.acked, s.freed, s.replaced, s.faults, s.scrubs, s.mended, s.members, s.drained, s.promoted, s.hedges, s.healed)
+		"%d scrubs ended, %d cells repaired by them, %d key epochs begun, %d changes of membership, %d disks drained, %d spares used, %d reads hedged, %d times made whole",
+		s.cuts, s.opens, s.stripes, s.acked, s.freed, s.replaced, s.faults, s.scrubs, s.mended, s.rekeyed, s.members, s.drained, s.promoted, s.hedges, s.healed)
 }
 
 // sim is one run: a machine, an array on it, and what the clients know.
@@ -167,6 +169,7 @@ type sim struct {
 	stats simStats
 
 	a       *Array
+	keys    *simKeys
 	state   *simState
 	saved   *simState // the state's last checkpoint
 	ops     []*simOp  // everything ever given to the log, in order
@@ -181,6 +184,7 @@ type sim struct {
 	compacting uint64
 	replacing  bool
 	changing   bool // the set of disks
+	rekeying   bool
 	draining   map[*rebuilding]bool
 	scrubbing  *simTask
 }
@@ -290,6 +294,28 @@ type simOp struct {
 	acked  bool
 }
 
+// simKeys are the keys of a process that knows the key epochs whose area it found on the disks. What a stripe is sealed with must be there at
+// every later start.
+type simKeys struct {
+	testKeys
+	known, current uint32
+}
+
+func openSimKeys(area []byte) *simKeys {
+	known := binary.LittleEndian.Uint32(area)
+	return &simKeys{known: known, current: known}
+}
+
+func (k *simKeys) CurrentEpoch() uint32 { return k.current }
+func (k *simKeys) Area() []byte         { return binary.LittleEndian.AppendUint32(nil, k.known) }
+
+func (k *simKeys) RecordKey(e uint32) ([]byte, error) {
+	if e > k.known {
+		return nil, fmt.Errorf("key epoch %d: %d are known", e, k.known)
+	}
+	return k.testKeys.RecordKey(e)
+}
+
 type simFlight struct {
 	s *packedStripe
 	t *blockdev.Ticket
@@ -329,7 +355,7 @@ func simulateStats(seed uint64, bugs faults, kinds blockdev.FaultKind, trace boo
 		s.disks = append(s.disks, blockdev.NewSimDisk(s.world, s.simDiskSize(), blockdev.SimOptions{}))
 	}
 	err = Create(context.Background(), CreateOptions{
-		ArrayID: [16]byte{7}, Geometry: s.geo, Keys: testKeys{}, devices: s.devices(), group: simGroup, rand: s.random,
+		ArrayID: [16]byte{7}, Geometry: s.geo, Keys: &simKeys{known: 1}, devices: s.devices(), group: simGroup, rand: s.random,
 	})
 	if err != nil {
 		return s.stats, fmt.Errorf("create: %w", err)
@@ -528,7 +554,7 @@ func (s *sim) drop() {
 		t.stop()
 	}
 	s.tasks, s.compacting, s.replacing, s.scrubbing = nil, 0, false, nil
-	s.changing, s.draining = false, map[*rebuilding]bool{}
+	s.changing, s.rekeying, s.draining = false, false, map[*rebuilding]bool{}
 	for _, f := range s.flight {
 		f.s.buf.Release()
 	}
@@ -601,8 +627,9 @@ func (s *sim) open() error {
 		if err != nil {
 			return err
 		}
+		s.keys = openSimKeys(set.KeyArea())
 		s.a, err = set.Open(context.Background(), Options{
-			Keys: testKeys{}, State: s.state, Crypto: crypto(), Degraded: degraded,
+			Keys: s.keys, State: s.state, Crypto: crypto(), Degraded: degraded,
 			group: s.group, manual: s.wait, rand: s.random, faults: s.bugs, arenas: &s.arenas, Discard: Discard(s.rng.IntN(3)),
 		})
 		if err == nil {

@@ -25,6 +25,8 @@ func (s *sim) act() {
 		s.replace()
 	case r == 24 && s.rng.IntN(2) == 0:
 		s.member()
+	case r == 24 && s.rng.IntN(3) == 0:
+		s.rekey()
 	case r == 24:
 		s.scrub()
 	case r >= 22:
@@ -169,6 +171,24 @@ func (s *sim) member() {
 		if err == nil {
 			s.stats.members++
 			s.rebuild()
+		}
+	})
+}
+
+// rekey begins a key epoch, as a keyring does: it is used once all disks know it.
+func (s *sim) rekey() {
+	if len(s.tasks) >= maxSimTasks || s.rekeying {
+		return
+	}
+	s.rekeying = true
+	s.spawn(func() {
+		defer func() { s.rekeying = false }()
+		s.keys.known++
+		err := s.a.WriteKeyArea()
+		s.say("key epoch %d: %v", s.keys.known, err)
+		if err == nil {
+			s.keys.current = s.keys.known
+			s.stats.rekeyed++
 		}
 	})
 }
