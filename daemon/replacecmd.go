@@ -155,7 +155,10 @@ func watchSlot(ctx context.Context, w io.Writer, slot int, status func() (*array
 		if err != nil {
 			return fmt.Errorf("%w: slot %d %w", errUnhealthy, slot, err)
 		}
-		if line != shown {
+		if st.State == "stopped" {
+			return fmt.Errorf("%w: the array has stopped: %s", errUnhealthy, st.Reason)
+		}
+		if line != "" && line != shown {
 			fmt.Fprintf(w, "slot %d%s\n", slot, line)
 			shown = line
 		}

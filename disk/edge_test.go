@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -254,4 +255,48 @@ func TestKeyAreaNotTaken(t *testing.T) {
 		t.Errorf("%v; disk 0 is %s in epoch %d", err, s.Disks[0].State, s.Epoch)
 	}
 	a.Close()
+}
+
+// TestAdmitEssential: what gives space back waits while someone may make room, and is never refused for want of it.
+func TestAdmitEssential(t *testing.T) {
+	s := newSimArray(t, 3, 2, 1, 20)
+	a := s.open()
+	defer a.Close()
+	for _, b := range []*atomic.Bool{&a.tight, &a.full, &a.low} {
+		b.Store(true)
+	}
+	if err := a.AdmitEssential(t.Context()); err != nil {
+		t.Errorf("nobody makes room: %v", err)
+	}
+	pressure := a.Pressure()
+	<-pressure // of the call above
+	ends := func(how string, end func(), admit func(context.Context) error, want error) {
+		t.Helper()
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		done := make(chan error, 1)
+		go func() { done <- admit(ctx) }()
+		<-pressure // it waits, and says so
+		if end == nil {
+			cancel()
+		} else {
+			end()
+		}
+		if err := <-done; !errors.Is(err, want) {
+			t.Errorf("%s: %v, want %v", how, err, want)
+		}
+	}
+	nothing := func() { a.Relieve(func() bool { return false }) }
+	ends("no room can be made", nothing, a.AdmitEssential, nil)
+	ends("no room can be made", nothing, a.Admit, ErrFull)
+	ends("the caller goes", nil, a.AdmitEssential, context.Canceled)
+	ends("room is made", func() {
+		a.Relieve(func() bool { a.tight.Store(false); a.low.Store(false); return true })
+	}, a.AdmitEssential, nil)
+	a.tight.Store(true)
+	if err := a.AdmitEssential(t.Context()); err != nil {
+		t.Errorf("the reserve is there: %v", err)
+	}
+	a.low.Store(true)
+	ends("who makes room goes", a.Unattended, a.AdmitEssential, nil)
 }

@@ -128,14 +128,14 @@ func (p *packedLog) enqueue(r *request) error {
 }
 
 // bePatient bounds how long what waits may wait for more; mu is held.
-func (p *packedLog) bePatient() {
+func (p *packedLog) bePatient(scarce bool) {
 	if len(p.queue) == 0 || p.a.opt.manual != nil {
 		return
 	}
 	if p.queue[0].rec.Patient {
 		p.dueAfter(patience, &p.timing)
 	}
-	if p.a.scarce() && slices.ContainsFunc(p.queue, func(r *request) bool { return !r.rec.Patient }) {
+	if scarce && slices.ContainsFunc(p.queue, func(r *request) bool { return !r.rec.Patient }) {
 		p.dueAfter(thrift, &p.thrifty)
 	}
 }
@@ -156,8 +156,7 @@ func (p *packedLog) dueAfter(d time.Duration, running *bool) {
 
 // worthwhile reports whether what waits may become a stripe; mu is held. Patient records alone wait for more. Where space is scarce all
 // wait until the stripes in flight have landed, unless they fill one: stripes of few records waste space.
-func (p *packedLog) worthwhile() bool {
-	scarce := p.a.scarce()
+func (p *packedLog) worthwhile(scarce bool) bool {
 	full := p.a.geo.Data * min(maxCellBlocks, int(p.a.geo.extentBlocks())-1) * BlockSize
 	bytes, hasty := 0, 0
 	for i, r := range p.queue {
@@ -195,20 +194,21 @@ func (p *packedLog) wait() *packedStripe {
 		if p.err != nil {
 			return nil
 		}
-		if p.canCut() {
+		scarce := p.a.scarce()
+		if p.canCut(scarce) {
 			if s := p.cut(); s != nil {
 				return s
 			}
 			continue
 		}
-		p.bePatient()
+		p.bePatient(scarce)
 		p.wake.Wait()
 	}
 }
 
 // canCut reports whether a stripe could be formed now; mu is held.
-func (p *packedLog) canCut() bool {
-	return p.err == nil && !p.paused && !p.opening && len(p.queue) > 0 && len(p.inflight) < maxInflight && p.worthwhile()
+func (p *packedLog) canCut(scarce bool) bool {
+	return p.err == nil && !p.paused && !p.opening && len(p.queue) > 0 && len(p.inflight) < maxInflight && p.worthwhile(scarce)
 }
 
 // cut forms a stripe of what waits and takes its place in the band; mu is held, and let go while a band is opened. It returns
@@ -220,17 +220,9 @@ func (p *packedLog) cut() *packedStripe {
 		return nil
 	}
 	b := p.band
-	data, left := len(b.members)-b.parity, int(a.geo.extentBlocks()-b.end)
 	reqs := p.queue[:min(len(p.queue), maxPerStripe)]
-	maxBlocks := min(maxCellBlocks, int(a.geo.extentBlocks())-1)
-	if largestCell(reqs) <= left { // what is left of the band is used, by fewer records if need be
-		maxBlocks = min(maxBlocks, left)
-	}
-	lay := plan(reqs, data, b.parity, maxBlocks)
-	if a.scarce() {
-		lay = densest(reqs, lay, data, b.parity, maxBlocks)
-	}
-	if lay.blocks > left {
+	lay, fits := layOut(reqs, len(b.members)-b.parity, b.parity, int(a.geo.extentBlocks())-1, int(a.geo.extentBlocks()-b.end), a.scarce())
+	if !fits {
 		p.openBand()
 		return nil
 	}
@@ -509,6 +501,7 @@ func (p *packedLog) drain() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.closing = true
+	p.wake.Broadcast()
 	for p.err == nil && (len(p.queue) > 0 || len(p.inflight) > 0 || p.applying || p.opening) {
 		p.await()
 	}

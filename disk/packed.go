@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"time"
 
 	"coffer/disk/internal/blockdev"
@@ -208,11 +209,32 @@ func plan(reqs []*request, maxData, parity, maxBlocks int) layout {
 	return best
 }
 
+// layOut spreads what waits over the cells of the next stripe of a band, of which left of all its blocks are not used yet. What is left is
+// used to the end, by those in front that fit. It reports false when the first does not: then another band is needed.
+func layOut(reqs []*request, maxData, parity, all, left int, scarce bool) (layout, bool) {
+	maxBlocks := min(maxCellBlocks, all)
+	if left < maxBlocks {
+		fit := slices.IndexFunc(reqs, func(r *request) bool { return alignUp(r.cost()+cellOverhead)/BlockSize > left })
+		if fit == 0 {
+			return layout{}, false
+		}
+		if fit > 0 {
+			reqs = reqs[:fit]
+		}
+		maxBlocks = left
+	}
+	lay := plan(reqs, maxData, parity, maxBlocks)
+	if scarce {
+		lay = densest(reqs, lay, maxData, parity, maxBlocks)
+	}
+	return lay, true
+}
+
 // manyRecords in each cell fill it well.
 const manyRecords = 32
 
-// densest returns a layout of a few records less than lay takes, if it wastes less of the space of all cells. Those that it leaves out are
-// for the next stripe. Among many records it looks for nothing: they fill the cells by their number.
+// densest returns a layout of a few records less than lay takes, if it wastes less of the space of all cells: as many as there are cells, or
+// a multiple, where they are of one size. Those that it leaves out are for the next stripe.
 func densest(reqs []*request, lay layout, maxData, parity, maxBlocks int) layout {
 	density := func(l layout) float64 {
 		bytes := 0
@@ -226,21 +248,15 @@ func densest(reqs []*request, lay layout, maxData, parity, maxBlocks int) layout
 	if n > manyRecords*maxData {
 		return lay
 	}
-	for less := n - 1; less > max(n/2, n-2*maxData); less-- {
+	for _, less := range []int{n - 1, n - 2, n - n%maxData} {
+		if less < 1 || less == n || less <= n/2 {
+			continue
+		}
 		if l := plan(reqs[:less], maxData, parity, maxBlocks); density(l) > most {
 			best, most = l, density(l)
 		}
 	}
 	return best
-}
-
-// largestCell is how many blocks the cell needs that holds the largest record.
-func largestCell(reqs []*request) int {
-	largest := 0
-	for _, r := range reqs {
-		largest = max(largest, r.cost())
-	}
-	return alignUp(largest+cellOverhead) / BlockSize
 }
 
 // pack fills d cells in order with cells of the smallest size, from blocks upwards, that takes everything; at maxBlocks it

@@ -3,7 +3,6 @@ package disk
 import (
 	"fmt"
 	"math/rand/v2"
-	"sync"
 	"testing"
 )
 
@@ -181,51 +180,70 @@ func TestWorthwhile(t *testing.T) {
 		}
 		a.slack.Store(test.scarce)
 		a.SetDear(true)
-		if got := p.worthwhile(); got != test.want {
+		if got := p.worthwhile(a.scarce()); got != test.want {
 			t.Errorf("%s: %t", test.name, got)
 		}
 	}
 	a.slack.Store(true)
 	a.SetDear(false)
 	p := newPackedLog(a)
-	if p.queue = sizes(one...); !p.worthwhile() {
+	if p.queue = sizes(one...); !p.worthwhile(a.scarce()) {
 		t.Error("a lone record waits though space is cheap")
 	}
 }
 
-// TestBandTail: a band is left only when what comes next does not fit into it.
-func TestBandTail(t *testing.T) {
-	s := newSimArray(t, 6, 4, 2, 16)
-	a := s.open()
-	defer a.Close()
-	w := newWritten()
-	const size = 30 << 10
-	var wg sync.WaitGroup
-	for g := range uint64(40) {
-		wg.Go(func() {
-			for i := range uint64(10) {
-				if err := w.put(a, 1+g*100+i, size); err != nil {
-					t.Error(err)
+// TestLayOut: what is left of a band is used by as many as fit, in order, and a band is left only when the first does not.
+func TestLayOut(t *testing.T) {
+	const all = 255
+	small, large := 300, 20*BlockSize
+	for _, test := range []struct {
+		name  string
+		costs []int
+		left  int
+		taken int // 0: another band
+	}{
+		{"plenty", repeat(10, small), all, 10},
+		{"the last block", repeat(3, small), 1, 3},
+		{"nothing left", repeat(3, small), 0, 0},
+		{"too large", []int{large}, 20, 0},
+		{"just fits", []int{large}, 21, 1},
+		{"a large one behind small ones", []int{small, small, large, small}, 5, 2},
+		{"a large one in front", []int{large, small}, 5, 0},
+		{"more than fit", repeat(100, large), 43, 8},
+	} {
+		for _, scarce := range []bool{false, true} {
+			reqs := sizes(test.costs...)
+			l, ok := layOut(reqs, 4, 2, all, test.left, scarce)
+			if !ok {
+				if test.taken > 0 {
+					t.Errorf("%s: another band", test.name)
 				}
+				continue
 			}
-		})
-	}
-	wg.Wait()
-	closed := 0
-	for _, b := range a.sortedBands() {
-		if b.kind != kindPacked || b.open.Load() || b.unused() {
-			continue
-		}
-		closed++
-		if left := a.geo.extentBlocks() - b.end; left >= 9 { // of a cell with one record
-			t.Errorf("band %x was closed with %d blocks left", b.num, left)
+			if err := checkLayout(reqs, l, 4, test.left); err != nil {
+				t.Errorf("%s: %v", test.name, err)
+			}
+			if n := l.ends[len(l.ends)-1]; n != test.taken && !(scarce && n >= test.taken*3/4) {
+				t.Errorf("%s, scarce %t: takes %d, want %d", test.name, scarce, n, test.taken)
+			}
 		}
 	}
-	if closed == 0 {
-		t.Error("no band was filled")
-	}
-	if err := w.verify(a, s.state); err != nil {
-		t.Error(err)
+	rng := rand.New(rand.NewPCG(5, 5))
+	for i := range 2000 {
+		var costs []int
+		for range 1 + rng.IntN(40) {
+			costs = append(costs, recordHead+[]int{rng.IntN(300), rng.IntN(5000), rng.IntN(MaxPacked)}[rng.IntN(3)])
+		}
+		reqs, data, left := sizes(costs...), 1+rng.IntN(6), rng.IntN(all+1)
+		l, ok := layOut(reqs, data, 2, all, left, rng.IntN(2) == 0)
+		if fits := alignUp(costs[0]+cellOverhead)/BlockSize <= left; ok != fits {
+			t.Fatalf("queue %d: %t, and the first fits: %t", i, ok, fits)
+		}
+		if ok {
+			if err := checkLayout(reqs, l, data, left); err != nil {
+				t.Fatalf("queue %d: %v", i, err)
+			}
+		}
 	}
 }
 

@@ -408,7 +408,7 @@ func (a *Array) noteLoss(l Loss) bool {
 	if slices.Contains(a.losses, l) {
 		return false
 	}
-	a.logger.Error("acknowledged stripes lost", "band", fmt.Sprintf("%x", l.Band), "from", l.From, "to", l.To)
+	a.logger.Error("acknowledged data lost", "what", l.String())
 	a.losses = append(a.losses, l)
 	return true
 }

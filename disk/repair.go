@@ -267,7 +267,7 @@ func (a *Array) runRepairs() {
 			return
 		case t := <-a.repair:
 			if err := a.repairStripe(a.ctx, t.band, t.off); err != nil && a.ctx.Err() == nil {
-				a.logger.Warn("repair stripe", "band", t.band.num, "off", t.off, "err", err)
+				a.logger.Warn("repair stripe", "band", fmt.Sprintf("%x", t.band.num), "off", t.off, "err", err)
 			}
 		}
 	}

@@ -258,7 +258,7 @@ func (a *Array) eachBand(ctx context.Context, slot int, r *rebuilding, bands []*
 			}
 			if err := work(bands[i]); err != nil && ctx.Err() == nil {
 				r.failed.Add(1)
-				a.logger.Error("band not "+done, "band", bands[i].num, "slot", slot, "err", err)
+				a.logger.Error("band not "+done, "band", fmt.Sprintf("%x", bands[i].num), "slot", slot, "err", err)
 			}
 			r.left.Add(-1)
 		}

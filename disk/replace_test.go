@@ -145,6 +145,43 @@ func TestReplaceTruncated(t *testing.T) {
 	f.survives(w, 4, 5)
 }
 
+// TestTooFewExtents: a member table that counts too few extents of a disk costs nothing, as the headers of bands prove more.
+func TestTooFewExtents(t *testing.T) {
+	f := newFileArray(t, 6, 4, 2, replaceSize)
+	w := newWritten()
+	a := f.open()
+	for id := uint64(0); a.Status().Disks[1].Free > int(a.Status().Disks[1].Extents)/2; id += 1000 {
+		w.fill(t, a, id)
+	}
+	a.mu.Lock()
+	a.super.members = slices.Clone(a.super.members)
+	a.super.members[1].extents, a.super.members[2].extents = 2, 2
+	a.mu.Unlock()
+	if err := errors.Join(a.WriteKeyArea(), a.Close()); err != nil {
+		t.Fatal(err)
+	}
+	all := f.paths
+	f.paths = slices.Delete(slices.Clone(all), 2, 3) // of one that is away as well
+	f.state = &testState{}
+	a = f.open()
+	if err := w.verify(a, f.state); err != nil {
+		t.Error(err)
+	}
+	if d := a.Status().Disks; d[1].Extents < 20 || d[2].Extents < 20 {
+		t.Errorf("%d and %d extents are known", d[1].Extents, d[2].Extents)
+	}
+	if faults := a.Accounts(); len(faults) > 0 {
+		t.Error(faults)
+	}
+	w.fill(t, a, 1<<30)
+	if err := a.Close(); err != nil {
+		t.Fatal(err)
+	}
+	f.paths = all
+	f.survives(w)
+	f.survives(w, 4, 5)
+}
+
 // TestReplaceMissing: the old disk is gone, and the rebuild is interrupted.
 func TestReplaceMissing(t *testing.T) {
 	f := newFileArray(t, 6, 4, 2, replaceSize)

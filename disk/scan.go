@@ -114,6 +114,7 @@ func (r *recovery) claim(at bandMember, blocks []byte) {
 		a.logger.Warn("band header ignored: it cannot be of this array as it is now", "band", fmt.Sprintf("%x", b.num), "slot", at.slot, "extent", at.extent)
 		return
 	}
+	a.cover(b)
 	for i, m := range b.members {
 		r.taken[m] = max(r.taken[m], b.placedAt(i))
 	}
@@ -143,12 +144,31 @@ func (a *Array) plausible(b *band) bool {
 		if m.slot >= len(a.slots()) || seen[m.slot] {
 			return false
 		}
-		if d := a.slots()[m.slot]; d.dev != nil && d.state != DiskForeign && m.extent >= d.extents {
+		if d := a.slots()[m.slot]; d.present() && m.extent >= a.geo.extents(d.dev.Limits().Size) {
 			return false
 		}
 		seen[m.slot] = true
 	}
 	return true
+}
+
+// cover makes the books of disks as long as what a band says of them: a sealed header is proof of an extent, whatever the member table counts.
+func (a *Array) cover(b *band) {
+	for _, m := range b.members {
+		d := a.slots()[m.slot]
+		if m.extent < d.extents {
+			continue
+		}
+		a.logger.Warn("disk has more extents than the member table says", "slot", d.slot, "table", d.extents, "extent", m.extent)
+		extents := m.extent + 1
+		if d.present() {
+			extents = a.geo.extents(d.dev.Limits().Size)
+		}
+		more := int(extents - d.extents)
+		d.used, d.free, d.extents = append(d.used, make([]bool, more)...), d.free+more, extents
+		a.super.members = slices.Clone(a.super.members)
+		a.super.members[m.slot].extents = d.extents
+	}
 }
 
 // dropVoid removes bands that were freed or of which an extent was taken later, and bands in which nothing was ever written. It returns

@@ -161,12 +161,14 @@ type sim struct {
 	world *blockdev.World
 	disks []*blockdev.SimDisk
 	geo   Geometry
-	bugs  faults
-	kinds blockdev.FaultKind
-	hurt  bool // one fault a life when only some kinds are wanted
-	logf  func(string, ...any)
-	trace bool
-	stats simStats
+	// extents of each disk: where there are few, space is short
+	extents int64
+	bugs    faults
+	kinds   blockdev.FaultKind
+	hurt    bool // one fault a life when only some kinds are wanted
+	logf    func(string, ...any)
+	trace   bool
+	stats   simStats
 
 	a       *Array
 	keys    *simKeys
@@ -351,6 +353,7 @@ func simulateStats(seed uint64, bugs faults, kinds blockdev.FaultKind, trace boo
 	}
 	shape := simShapes[s.rng.IntN(len(simShapes))]
 	s.geo = Geometry{Data: shape.data, Parity: shape.parity, ExtentSize: []int64{1 << 20, 1 << 20, 4 << 20}[s.rng.IntN(3)]}
+	s.extents = []int64{40, 40, 14}[s.rng.IntN(3)]
 	for range shape.n {
 		s.disks = append(s.disks, blockdev.NewSimDisk(s.world, s.simDiskSize(), blockdev.SimOptions{}))
 	}
@@ -436,7 +439,7 @@ func (s *sim) step() {
 	p := s.a.log
 	p.mu.Lock()
 	var cut *packedStripe
-	if p.canCut() && (len(s.flight) == 0 || s.rng.IntN(3) > 0) {
+	if p.canCut(s.a.scarce()) && (len(s.flight) == 0 || s.rng.IntN(3) > 0) {
 		cut = p.cut()
 	}
 	p.mu.Unlock()
@@ -583,7 +586,7 @@ func (s *sim) restart() {
 }
 
 // simDiskSize is how large all disks are.
-func (s *sim) simDiskSize() int64 { return superArea + 40*s.geo.ExtentSize }
+func (s *sim) simDiskSize() int64 { return superArea + s.extents*s.geo.ExtentSize }
 
 // revive ends the faults that make a disk be away or refuse writes.
 func (s *sim) revive(i int) {

@@ -517,8 +517,8 @@ func (a *Array) awaitRoom(ctx context.Context, short *atomic.Bool) error {
 	}
 }
 
-// SetDear is told by those who make room whether it costs them more than it gives: that much of what they empty is live. Then records may
-// wait for others for a moment, so that stripes hold many and waste little.
+// SetDear is told by those who make room whether it costs more than it gives: that what they would empty next is more than half live. Then records
+// may wait for others for a moment, so that stripes hold many and waste little.
 func (a *Array) SetDear(dear bool) { a.dear.Store(dear) }
 
 // scarce reports whether space is worth a moment of waiting.
@@ -533,6 +533,14 @@ func (a *Array) Pressure() <-chan struct{} {
 	defer a.room.mu.Unlock()
 	a.room.attended = true
 	return a.room.pressure
+}
+
+// Unattended ends the promise of Pressure: nobody waits for room that nobody makes.
+func (a *Array) Unattended() {
+	a.room.mu.Lock()
+	defer a.room.mu.Unlock()
+	a.room.attended = false
+	a.room.wake()
 }
 
 // Relieve calls try, which frees bands, while space is short and try says that it freed some. Then those who wait know.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -57,10 +58,14 @@ type compaction struct {
 	run      *CompactRun // what the status shows of the pass; nil: nothing
 }
 
+// bandName is how bands are called where people read of them.
+func bandName(num uint64) string { return strconv.FormatUint(num, 16) }
+
 // candidate is a band that may be compacted.
 type candidate struct {
 	disk.Band
 	live  int64
+	share float64 // of what a band like it can hold, live
 	score float64
 	gains bool // space; else its data is to have more parity
 }
@@ -116,7 +121,6 @@ func (s *Store) relieve(ctx context.Context, log Log) bool {
 		return nil
 	})
 	c.finish(ctx, err)
-	log.SetDear(float64(c.report.Moved) >= minGain*float64(c.report.Reclaimed))
 	return c.report.Bands > 0
 }
 
@@ -185,7 +189,9 @@ func (c *compaction) candidates(gain float64) (dead, list []candidate, err error
 	if err := c.s.tidy(c.log); err != nil {
 		return nil, nil, err
 	}
-	return c.choose(gain)
+	dead, list, err = c.choose(gain)
+	c.log.SetDear(len(dead) == 0 && (len(list) == 0 || list[0].share > 1-minGain))
+	return dead, list, err
 }
 
 // choose is candidates without a change.
@@ -195,6 +201,7 @@ func (c *compaction) choose(gain float64) (dead, list []candidate, err error) {
 	now := time.Now()
 	for _, b := range c.log.Bands() {
 		x := candidate{Band: b, live: c.s.idx.LiveOf(b.Num)}
+		x.share = min(float64(x.live)/float64(max(c.s.filled(c.log, b), 1)), 1)
 		usable := b.Closed && !c.s.damaged[b.Num] && c.log.CanFree(b.Num)
 		if !b.Bulk {
 			if packed == 0 && usable {
@@ -202,8 +209,7 @@ func (c *compaction) choose(gain float64) (dead, list []candidate, err error) {
 			}
 			packed += b.Size
 		}
-		u := min(float64(x.live)/float64(max(c.s.filled(c.log, b), 1)), 1)
-		switch {
+		switch u := x.share; {
 		case !usable:
 		case x.live == 0:
 			if !c.log.Pinned(b.Num) {
@@ -326,7 +332,7 @@ func (c *compaction) reclaim(ctx context.Context, bands ...candidate) error {
 			list = append(list, e)
 		case errors.Is(err, ErrCorrupt):
 			c.s.damaged[b.Num] = true
-			c.s.logger.Error("band not compacted", "band", b.Num, "err", err)
+			c.s.logger.Error("band not compacted", "band", bandName(b.Num), "err", err)
 			c.report.Left++
 		case errors.Is(err, disk.ErrGone):
 		default:
@@ -369,7 +375,7 @@ func (c *compaction) free(ctx context.Context, list []emptied) error {
 			continue
 		}
 		if n := c.s.idx.LiveOf(b.Num); n != b.rest {
-			c.s.logger.Debug("band not empty after compaction: it stays for now", "band", b.Num, "live_bytes", n)
+			c.s.logger.Debug("band not empty after compaction: it stays for now", "band", bandName(b.Num), "live_bytes", n)
 			c.report.Left++
 			continue
 		}
@@ -380,7 +386,7 @@ func (c *compaction) free(ctx context.Context, list []emptied) error {
 				return err
 			}
 			if named {
-				c.s.logger.Error("band counts as empty, and entries refer to it: it stays", "band", b.Num)
+				c.s.logger.Error("band counts as empty, and entries refer to it: it stays", "band", bandName(b.Num))
 				c.report.Left++
 				continue
 			}

@@ -146,6 +146,7 @@ func (s *Store) compactor(ctx context.Context, log Log) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	pressure := log.Pressure()
+	defer log.Unattended()
 	wg.Go(func() {
 		for {
 			select {

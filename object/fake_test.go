@@ -454,6 +454,7 @@ func (l *memLog) Admit(ctx context.Context) error { return ctx.Err() }
 
 func (l *memLog) AdmitEssential(ctx context.Context) error { return ctx.Err() }
 func (l *memLog) Pressure() <-chan struct{}                { return l.pressure }
+func (l *memLog) Unattended()                              {}
 func (l *memLog) SetDear(bool)                             {}
 func (l *memLog) Waiting() int                             { return 0 }
 

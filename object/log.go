@@ -38,6 +38,7 @@ type Log interface {
 	Horizon() uint64
 	Pressure() <-chan struct{}
 	Relieve(try func() bool)
+	Unattended()
 	SetDear(dear bool)
 	// Yield waits until background work may move n more bytes.
 	Yield(ctx context.Context, class disk.Class, n int) error

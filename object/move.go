@@ -64,7 +64,7 @@ func (m *mover) packed(ctx context.Context) (disk.StripeRange, error) {
 		}
 	}
 	if settled && m.s.idx.LiveOf(m.band) > m.rest {
-		m.s.logger.Warn("packed band damaged: its records are taken from the index", "band", m.band, "err", err)
+		m.s.logger.Warn("packed band damaged: its records are taken from the index", "band", bandName(m.band), "err", err)
 		return r, m.sweep(ctx)
 	}
 	return r, nil
@@ -288,7 +288,7 @@ func (m *mover) relocate(ctx context.Context, key []byte) error {
 	if body, err = m.restripe(ctx, body, &fresh); err != nil {
 		if errors.Is(err, ErrCorrupt) {
 			m.stuck.Add(1)
-			m.s.logger.Error("stripe cannot be read: its band stays", "band", m.band, "record", p.seq, "err", err)
+			m.s.logger.Error("stripe cannot be read: its band stays", "band", bandName(m.band), "record", p.seq, "err", err)
 			return nil
 		}
 		return err
