@@ -436,8 +436,8 @@ func (r *room) wake() {
 func (a *Array) spareBands() int { return reserveBands + max(3, a.totalBands()/64) }
 
 // slackBands is how much of the array its capacity leaves out: bands over which dead bytes spread, so that those that are emptied hold
-// little that is live. With 85 % of the capacity in use a band is emptied that is two thirds live at worst.
-func (a *Array) slackBands() int { return a.spareBands() + a.totalBands()/10 }
+// little that is live. With 85 % of the capacity in use a band is emptied that is two thirds live at worst (see docs/benchmarks.md).
+func (a *Array) slackBands() int { return a.spareBands() + a.totalBands()/9 }
 
 // totalBands is how many bands of full width the array holds; a.mu is held.
 func (a *Array) totalBands() int {
