@@ -245,12 +245,13 @@ type lateDiscard struct {
 	blockdev.Device
 	on      *atomic.Bool
 	release chan struct{}
+	begun   *sync.WaitGroup
 	ends    *sync.WaitGroup
 }
 
 func (d lateDiscard) Discard(off, n int64) error {
 	if d.on.Load() {
-		d.ends.Add(1)
+		d.begun.Done()
 		defer d.ends.Done()
 		<-d.release
 	}
@@ -260,9 +261,11 @@ func (d lateDiscard) Discard(off, n int64) error {
 // TestLateDiscard: an extent that is still being discarded when the deadline has passed is not used again before that has ended.
 func TestLateDiscard(t *testing.T) {
 	var on atomic.Bool
-	var ends sync.WaitGroup
+	var begun, ends sync.WaitGroup
+	begun.Add(3) // one on each disk
+	ends.Add(3)
 	release := make(chan struct{})
-	f := newMemArray(t, 3, 2, 1, func(_ int, d blockdev.Device) blockdev.Device { return lateDiscard{d, &on, release, &ends} })
+	f := newMemArray(t, 3, 2, 1, func(_ int, d blockdev.Device) blockdev.Device { return lateDiscard{d, &on, release, &begun, &ends} })
 	f.opt.WriteTimeout, f.opt.Discard = 200*time.Millisecond, DiscardAlways
 	a := f.open(0, 1, 2)
 	var first uint64
@@ -282,6 +285,7 @@ func TestLateDiscard(t *testing.T) {
 	if n := a.Status().Disks[0].Free; n != free {
 		t.Errorf("%d extents are free while one is being discarded, before %d", n, free)
 	}
+	begun.Wait() // under load later than the deadline
 	on.Store(false)
 	for i := uint64(0); ; i++ { // all there is
 		if err := f.w.putBulk(a, 1<<30+i<<12, a.MaxStripeSegments()); errors.Is(err, ErrFull) {
