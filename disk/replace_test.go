@@ -104,15 +104,21 @@ func TestReplace(t *testing.T) {
 	f.survives(w, 4, 5)
 }
 
-// TestReplaceTruncated: a disk that was cut short is replaced. The new one has as many extents as the old one had, or what lies in the others
-// would be lost at the next start.
-func TestReplaceTruncated(t *testing.T) {
+// newHalfFull makes an array of which half is written, and opens it.
+func newHalfFull(t *testing.T) (*fileArray, *written, *Array) {
 	f := newFileArray(t, 6, 4, 2, replaceSize)
 	w := newWritten()
 	a := f.open()
 	for id := uint64(0); a.Status().Disks[1].Free > int(a.Status().Disks[1].Extents)/2; id += 1000 {
 		w.fill(t, a, id)
 	}
+	return f, w, a
+}
+
+// TestReplaceTruncated: a disk that was cut short is replaced. The new one has as many extents as the old one had, or what lies in the others
+// would be lost at the next start.
+func TestReplaceTruncated(t *testing.T) {
+	f, w, a := newHalfFull(t)
 	extents := a.Status().Disks[1].Extents
 	if err := a.Close(); err != nil {
 		t.Fatal(err)
@@ -147,12 +153,7 @@ func TestReplaceTruncated(t *testing.T) {
 
 // TestTooFewExtents: a member table that counts too few extents of a disk costs nothing, as the headers of bands prove more.
 func TestTooFewExtents(t *testing.T) {
-	f := newFileArray(t, 6, 4, 2, replaceSize)
-	w := newWritten()
-	a := f.open()
-	for id := uint64(0); a.Status().Disks[1].Free > int(a.Status().Disks[1].Extents)/2; id += 1000 {
-		w.fill(t, a, id)
-	}
+	f, w, a := newHalfFull(t)
 	a.mu.Lock()
 	a.super.members = slices.Clone(a.super.members)
 	a.super.members[1].extents, a.super.members[2].extents = 2, 2

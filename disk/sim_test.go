@@ -752,7 +752,6 @@ func (s *sim) readOne() {
 	}
 }
 
-// final opens with every suspect gone and reads everything.
 // heal returns the disks that are lost at the very end: those of the faults; or, for half of the seeds, any, after all were there
 // once more and the array was made whole. What says that it is whole must be.
 func (s *sim) heal() ([]int, error) {
@@ -808,6 +807,7 @@ func (s *sim) heal() ([]int, error) {
 	return members[:bears], nil
 }
 
+// final opens without the disks that heal gave up and reads everything.
 func (s *sim) final() error {
 	defer func() {
 		if s.a != nil {
