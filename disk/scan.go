@@ -156,7 +156,7 @@ func (a *Array) plausible(b *band) bool {
 func (a *Array) cover(b *band) {
 	for _, m := range b.members {
 		d := a.slots()[m.slot]
-		if m.extent < d.extents {
+		if m.extent < d.extents || !d.counts() { // an old header may name a slot that is empty by now
 			continue
 		}
 		a.logger.Warn("disk has more extents than the member table says", "slot", d.slot, "table", d.extents, "extent", m.extent)
