@@ -119,7 +119,7 @@ type pass struct {
 	last    []*band // with unclean: bulk bands that could have unfinished stripes
 	packed  int     // stripes seen, for the sample
 
-	lanes func() int // how many stripes are read at once; nil: as many as go
+	stripes func() int // how many stripes a step may verify; nil: as many as go
 	// pace is called behind each step, when the pass holds nothing; may be nil.
 	pace   func(ctx context.Context, band *band, began time.Time) error
 	passed func(*band) // called behind each band; may be nil
@@ -300,51 +300,78 @@ func (p *pass) step(ctx context.Context, b *band, off uint32) (uint32, error) {
 	return next, p.stripe(w)
 }
 
-// maxLanes is how many stripes of a band are read at once, at most.
-const maxLanes = 8
+// maxLanes is how many stripes of a band are read at once, at most; maxBatch how many are read before what comes next is thought over.
+const (
+	maxLanes = 8
+	maxBatch = 4 * maxLanes
+)
 
-// batch verifies several stripes of a band that follow each other from block off on, which it reads at once, so that disks and
-// processors work at the same time. It returns where they end: off where a stripe needs a closer look.
+// batch verifies stripes of a band that follow each other from block off on. While one is judged the next ones are read, so that disks
+// and processors work at the same time. It returns where they end: off where a stripe needs a closer look.
 func (p *pass) batch(ctx context.Context, b *band, off uint32) (uint32, error) {
-	lanes := p.a.lanes
-	if p.lanes != nil {
-		lanes = min(lanes, p.lanes())
+	stripes := maxBatch
+	if p.stripes != nil {
+		stripes = p.stripes()
 	}
+	lanes := min(p.a.lanes, stripes)
 	if lanes < 2 {
 		return off, nil
 	}
-	var found []*wholeStripe
-	var wg sync.WaitGroup
-	read := make([]*wholeStripe, lanes)
-	for at, i := off, 0; i < lanes; i++ {
-		heads, err := p.a.headsAt(ctx, p, b, at)
-		if err != nil || len(heads) != 1 {
-			break
-		}
-		wg.Go(func() { read[i] = p.readJudged(ctx, b, heads[0]) })
-		at += heads[0].blocks
-	}
-	wg.Wait()
-	for i, w := range read {
-		if w == nil {
-			for _, w := range read[i:] {
-				if w != nil {
-					w.release() // behind one that could not be read
-				}
-			}
-			break
-		}
-		found = append(found, w)
-	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	reads := make(chan chan *wholeStripe, lanes-1) // one more is being judged
+	go func() {
+		defer close(reads)
+		p.walk(ctx, b, off, stripes, lanes, func(h header) {
+			read := make(chan *wholeStripe, 1)
+			reads <- read
+			go func() { read <- p.readJudged(ctx, b, h) }()
+		})
+	}()
 	var err error
-	for _, w := range found {
-		if err == nil {
+	good := true
+	for read := range reads {
+		w := <-read
+		if good = good && w != nil && p.a.current(b); good {
 			err = p.stripe(w)
 			off += w.head.blocks
 		}
-		w.release()
+		if w != nil {
+			w.release()
+		}
+		if good = good && err == nil; !good {
+			cancel() // what is behind it is not wanted
+		}
 	}
 	return off, err
+}
+
+// walk visits the headers of stripes that follow each other from block off on, until there are enough, or one needs a closer look. It
+// reads several at once where stripes of the same size seem to follow: one at a time, each would wait behind the reads of whole stripes.
+func (p *pass) walk(ctx context.Context, b *band, off uint32, stripes, lanes int, visit func(header)) {
+	size := uint32(0) // of the last stripe
+	for stripes > 0 && ctx.Err() == nil {
+		offs := []uint32{off}
+		for size > 0 && len(offs) < min(lanes, stripes) {
+			offs = append(offs, offs[len(offs)-1]+size)
+		}
+		all, err := p.a.headsAtAll(ctx, p, b, offs)
+		if err != nil || len(all) == 0 {
+			return
+		}
+		for i, heads := range all {
+			if off != offs[i] {
+				break // there was another size
+			}
+			if len(heads) != 1 {
+				return
+			}
+			visit(heads[0])
+			size = heads[0].blocks
+			off += size
+			stripes--
+		}
+	}
 }
 
 // readJudged reads a stripe and compares parity and data if all cells are good; nil where that fails.

@@ -154,20 +154,37 @@ func (a *Array) probeBy(ctx context.Context, run runner, b *band, off uint32) (*
 }
 
 // headsAt returns a valid header of each stripe that seems to begin at block off of a band: more than one where a cell is stale.
-func (a *Array) headsAt(ctx context.Context, run runner, b *band, off uint32) (seen []header, err error) {
-	if off >= a.geo.extentBlocks() {
+func (a *Array) headsAt(ctx context.Context, run runner, b *band, off uint32) ([]header, error) {
+	heads, err := a.headsAtAll(ctx, run, b, []uint32{off})
+	if err != nil || len(heads) == 0 {
+		return nil, err
+	}
+	return heads[0], nil
+}
+
+// headsAtAll is headsAt for each of several blocks, which are read at once. Those behind the end of the band are left out.
+func (a *Array) headsAtAll(ctx context.Context, run runner, b *band, offs []uint32) (heads [][]header, err error) {
+	if i := slices.IndexFunc(offs, func(off uint32) bool { return off >= a.geo.extentBlocks() }); i >= 0 {
+		offs = offs[:i]
+	}
+	if len(offs) == 0 {
 		return nil, nil
 	}
-	buf, err := a.meta.Get(ctx, len(b.members)*BlockSize)
+	width := len(b.members) * BlockSize
+	buf, err := a.meta.Get(ctx, len(offs)*width)
 	if err != nil {
 		return nil, err
 	}
 	var ops []blockdev.Op
 	var slots []int
-	for pos, m := range b.members {
-		if op, ok := a.op(b, pos, off, 0, buf.Bytes()[pos*BlockSize:][:BlockSize]); ok {
-			ops, slots = append(ops, op), append(slots, m.slot)
+	ends := make([]int, len(offs)) // of each block's operations
+	for i, off := range offs {
+		for pos, m := range b.members {
+			if op, ok := a.op(b, pos, off, 0, buf.Bytes()[i*width+pos*BlockSize:][:BlockSize]); ok {
+				ops, slots = append(ops, op), append(slots, m.slot)
+			}
 		}
+		ends[i] = len(ops)
 	}
 	defer func() { release(&buf, ops) }()
 	if len(ops) == 0 {
@@ -176,20 +193,27 @@ func (a *Array) headsAt(ctx context.Context, run runner, b *band, off uint32) (s
 	if err := run.run(ops); err != nil {
 		return nil, err
 	}
-	for i := range ops {
-		if ops[i].Err != nil {
-			continue
+	first := 0
+	for i, off := range offs {
+		var seen []header
+		for k := first; k < ends[i]; k++ {
+			if ops[k].Err != nil {
+				continue
+			}
+			h, err := a.codec.parse(ops[k].Buf, place{disk: a.slots()[slots[k]].id, band: b.num, off: off})
+			if err != nil || !a.fits(&h, b) || slices.ContainsFunc(seen, func(o header) bool { return o.sameStripe(&h) }) {
+				continue
+			}
+			seen = append(seen, h)
 		}
-		h, err := a.codec.parse(ops[i].Buf, place{disk: a.slots()[slots[i]].id, band: b.num, off: off})
-		if err != nil || !a.fits(&h, b) || slices.ContainsFunc(seen, func(o header) bool { return o.sameStripe(&h) }) {
-			continue
+		if len(seen) == 0 {
+			if err := unseen(run, b, ops[first:ends[i]]); err != nil {
+				return nil, err
+			}
 		}
-		seen = append(seen, h)
+		heads, first = append(heads, seen), ends[i]
 	}
-	if len(seen) == 0 {
-		return nil, unseen(run, b, ops)
-	}
-	return seen, nil
+	return heads, nil
 }
 
 // eachStripe visits the stripes of a band from front to back, stepping over holes.

@@ -197,7 +197,7 @@ func (s *Scrub) begin() (*pass, error) {
 		return nil, err
 	}
 	p.pace = func(ctx context.Context, b *band, began time.Time) error { return s.pace(ctx, p, b, began) }
-	p.lanes = s.lanes
+	p.stripes = s.stripes
 	p.passed = func(b *band) { s.passed(p, b) }
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -308,21 +308,21 @@ func (s *Scrub) pace(ctx context.Context, p *pass, b *band, began time.Time) err
 	}
 }
 
-// laneSpan is what a scrub that is held to a rate reads at once, in time.
-const laneSpan = 50 * time.Millisecond
+// stepSpan is what a scrub that is held to a rate reads in a step, in time.
+const stepSpan = 50 * time.Millisecond
 
-// lanes is how many stripes a step may read.
-func (s *Scrub) lanes() int {
+// stripes is how many stripes a step may verify.
+func (s *Scrub) stripes() int {
 	if s.a.schedule.callers() {
 		return 1
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.rate == 0 {
-		return maxLanes
+		return maxBatch
 	}
 	stripe := int64(s.a.geo.width()) * maxCellBlocks * BlockSize
-	return int(max(s.rate*int64(laneSpan)/int64(time.Second)/stripe, 1))
+	return int(max(s.rate*int64(stepSpan)/int64(time.Second)/stripe, 1))
 }
 
 // charge takes into account what a pass has read, and returns how much that is since the last time, and the rate: the time that it should have taken counts from where the last step began.
