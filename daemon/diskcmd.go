@@ -141,8 +141,11 @@ func (a *appliance) addDisk(ctx context.Context, path string, opt disk.AddOption
 		}
 		return r, a.array.CanAdd(d.Size, opt.Spare)
 	}
-	var err error
-	if r.Slot, err = a.array.Add(ctx, path, opt); err != nil {
+	err := a.joining(path, func() (err error) {
+		r.Slot, err = a.array.Add(ctx, path, opt)
+		return err
+	})
+	if err != nil {
 		return nil, err
 	}
 	r.Noted = a.notes()
@@ -326,6 +329,38 @@ func rebuildLine(r *disk.Rebuild) string {
 // notes reports whether the data directory, and not the configuration, says where the disks are.
 func (a *appliance) notes() bool { return !a.configured && a.dir.noted() }
 
+// joining has do take the disk at path into the array. Where it is is written down before: should the process die in the middle, the next
+// start finds a member there, or a disk that it does not use. A disk of another array would keep the array from being opened, and is
+// written down when it is a member.
+func (a *appliance) joining(path string, do func() error) error {
+	id := a.array.Status().ArrayID
+	if !a.notes() || slices.Contains(*a.paths.Load(), path) || disk.Look([]string{path}, id).Disks[0].State == disk.SurveyForeign {
+		return do()
+	}
+	if err := a.notePaths(id, append(slices.Clone(*a.paths.Load()), path)); err != nil {
+		return err
+	}
+	err := do()
+	if err == nil || slices.ContainsFunc(a.array.Status().Disks, func(d disk.DiskStatus) bool { return d.Path == path }) {
+		return err
+	}
+	others := slices.DeleteFunc(slices.Clone(*a.paths.Load()), func(p string) bool { return p == path })
+	return errors.Join(err, a.notePaths(id, others))
+}
+
+// notePaths writes down where the disks of the array are.
+func (a *appliance) notePaths(array string, paths []string) error {
+	id, err := hex.DecodeString(array)
+	if err != nil {
+		return err
+	}
+	if err := a.dir.noteDisks([16]byte(id), paths); err != nil {
+		return err
+	}
+	a.paths.Store(&paths)
+	return nil
+}
+
 // noteMembers writes down where the disks are, after the set of disks has changed. A disk that is not there is looked for where it was.
 func (a *appliance) noteMembers(st disk.Status) error {
 	if !a.notes() {
@@ -350,18 +385,10 @@ func (a *appliance) noteMembers(st disk.Status) error {
 			}
 		}
 	}
-	id, err := hex.DecodeString(st.ArrayID)
-	if err != nil {
-		return err
-	}
 	if before := slices.Sorted(slices.Values(*a.paths.Load())); slices.Equal(before, slices.Sorted(slices.Values(paths))) {
 		return nil
 	}
-	if err := a.dir.noteDisks([16]byte(id), paths); err != nil {
-		return err
-	}
-	a.paths.Store(&paths)
-	return nil
+	return a.notePaths(st.ArrayID, paths)
 }
 
 // handleAdd serves POST /array/add.

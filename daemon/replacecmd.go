@@ -113,7 +113,7 @@ func (a *appliance) replace(ctx context.Context, old, path string, force bool) (
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", disk.ErrReplace, err)
 	}
-	if err := a.array.Replace(ctx, d.Slot, path, force); err != nil {
+	if err := a.joining(path, func() error { return a.array.Replace(ctx, d.Slot, path, force) }); err != nil {
 		return nil, err
 	}
 	return &replacement{Slot: d.Slot, Old: d.Path, New: path, Noted: a.notes()}, nil

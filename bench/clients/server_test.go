@@ -320,11 +320,16 @@ func (s *server) write(path string, b []byte) {
 	}
 }
 
-// coffer runs a command of the binary and returns its output.
-func (s *server) coffer(args ...string) (string, error) {
+// command is a command of the binary.
+func (s *server) command(args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(s.t.Context(), cofferBin, args...)
 	cmd.Env = append(cleanEnv(), s.env...)
-	out, err := cmd.CombinedOutput()
+	return cmd
+}
+
+// coffer runs a command of the binary and returns its output.
+func (s *server) coffer(args ...string) (string, error) {
+	out, err := s.command(args...).CombinedOutput()
 	return string(out), err
 }
 
