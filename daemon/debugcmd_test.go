@@ -36,8 +36,13 @@ func debugArray(t *testing.T) (dir string, disks []string) {
 	return dir, disks
 }
 
-// withStore opens the array of a data directory for writing.
 func withStore(t *testing.T, dir string, fn func(*object.Store)) {
+	t.Helper()
+	withAppliance(t, dir, func(app *appliance) { fn(app.store) })
+}
+
+// withAppliance opens the array of a data directory for writing.
+func withAppliance(t *testing.T, dir string, fn func(*appliance)) {
 	t.Helper()
 	log := slog.New(slog.DiscardHandler)
 	cfg := Config{Data: dir}
@@ -49,7 +54,7 @@ func withStore(t *testing.T, dir string, fn func(*object.Store)) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	fn(app.store)
+	fn(app)
 	if err := app.Close(); err != nil {
 		t.Fatal(err)
 	}

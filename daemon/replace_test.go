@@ -3,9 +3,11 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -135,4 +137,42 @@ func TestReplaceSwappedDisks(t *testing.T) {
 	if got.State != "healthy" || got.Disks[0].Path != b || got.Disks[3].Path != fresh {
 		t.Errorf("%s, slot 0 at %s, slot 3 at %s; want %s and %s", got.State, got.Disks[0].Path, got.Disks[3].Path, b, fresh)
 	}
+}
+
+// TestJoiningIsNoted: a start after a process that died while a disk joined looks for the disk, unless it would refuse what is on it.
+func TestJoiningIsNoted(t *testing.T) {
+	dir, disks := debugArray(t)
+	_, others := debugArray(t)
+	blank := newDiskFile(t, dir, "blank.img", 64<<20)
+	noted := func() []string {
+		note, err := readNote(dataDir(dir))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return note.Disks
+	}
+	refusal := errors.New("refused")
+	for path, want := range map[string][]string{blank: append(slices.Clone(disks), blank), others[0]: disks, disks[1]: disks} {
+		withAppliance(t, dir, func(app *appliance) {
+			err := app.joining(path, func() error {
+				if got := noted(); !slices.Equal(got, want) {
+					t.Errorf("%s joins: %q is noted, want %q", path, got, want)
+				}
+				return refusal
+			})
+			if !errors.Is(err, refusal) || !slices.Equal(noted(), disks) {
+				t.Errorf("%s was refused: %v, and %q is noted", path, err, noted())
+			}
+		})
+	}
+	withAppliance(t, dir, func(app *appliance) { // as after a death in the middle
+		if err := app.notePaths(app.array.Status().ArrayID, append(slices.Clone(disks), blank)); err != nil {
+			t.Fatal(err)
+		}
+	})
+	withAppliance(t, dir, func(app *appliance) {
+		if st := app.array.Status(); st.State != "healthy" || !slices.Equal(noted(), disks) {
+			t.Errorf("array is %s, and %q is noted", st.State, noted())
+		}
+	})
 }
