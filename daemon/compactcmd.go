@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"net/url"
 	"os"
-	"strconv"
 	"text/tabwriter"
 	"time"
 
@@ -42,36 +41,12 @@ func (a *appliance) compaction() compactStatus {
 
 // controlCompaction does what the query of a POST to /array/compact says.
 func controlCompaction(s *object.Store, q url.Values) error {
-	rate := int64(-1)
-	if v := q.Get("rate"); v != "" {
-		var err error
-		if rate, err = strconv.ParseInt(v, 10, 64); err != nil || rate < 0 {
-			return fmt.Errorf("rate %q is no number of bytes per second", v)
-		}
-	}
-	for _, do := range q["do"] {
-		switch do {
-		case "now", "all", "pause", "resume":
-		default:
-			return fmt.Errorf("do %q: want now, all, pause or resume", do)
-		}
-	}
-	if rate >= 0 {
-		s.SetCompactRate(rate)
-	}
-	for _, do := range q["do"] {
-		switch do {
-		case "now":
-			s.CompactNow(object.CompactOptions{})
-		case "all":
-			s.CompactNow(object.CompactOptions{All: true})
-		case "pause":
-			s.PauseCompaction()
-		case "resume":
-			s.ResumeCompaction()
-		}
-	}
-	return nil
+	return steer(q, s.SetCompactRate, map[string]func(){
+		"now":    func() { s.CompactNow(object.CompactOptions{}) },
+		"all":    func() { s.CompactNow(object.CompactOptions{All: true}) },
+		"pause":  s.PauseCompaction,
+		"resume": s.ResumeCompaction,
+	})
 }
 
 // handleCompact serves GET and POST /array/compact.
@@ -103,10 +78,8 @@ const maxPlan = 10_000
 
 // compactFlags are those of `coffer array compact`.
 type compactFlags struct {
-	arrayFlags
-	now, all, pause, resume, status, follow, dryRun bool
-	rate                                            Size
-	rateGiven                                       bool
+	steerFlags
+	all, dryRun bool
 }
 
 const compactHelp = `Compact moves what is live out of bands that are mostly dead and gives their space back. A band is an extent
@@ -147,15 +120,11 @@ func newCompactCommand(e env) *cobra.Command {
 			return f.run(cmd.Context(), e)
 		},
 	}
-	f.bindOpen(cmd)
+	f.bindSteering(cmd, "make a pass now, unless one is under way; ends a pause", "stop until --resume, --now or the end of the daemon",
+		"bytes per second to move at most while no writer waits for space; 0 for no bound", "show what compaction does and did",
+		"wait for the end of the pass, with progress on standard error")
 	fl := cmd.Flags()
-	fl.BoolVar(&f.now, "now", false, "make a pass now, unless one is under way; ends a pause")
 	fl.BoolVar(&f.all, "all", false, "empty every band that gains by it, not just those below half live")
-	fl.BoolVar(&f.pause, "pause", false, "stop until --resume, --now or the end of the daemon")
-	fl.BoolVar(&f.resume, "resume", false, "end a pause")
-	fl.Var(&f.rate, "rate", "bytes per second to move at most while no writer waits for space; 0 for no bound")
-	fl.BoolVar(&f.status, "status", false, "show what compaction does and did")
-	fl.BoolVar(&f.follow, "follow", false, "wait for the end of the pass, with progress on standard error")
 	fl.BoolVar(&f.dryRun, "dry-run", false, "show what a pass would do, and change nothing")
 	return cmd
 }
@@ -173,18 +142,9 @@ func (f *compactFlags) validate() error {
 	return nil
 }
 
-// path is what to ask the daemon.
-func (f *compactFlags) path() string {
-	q := url.Values{}
-	for do, wanted := range map[string]bool{"now": f.now && !f.all, "all": f.all, "pause": f.pause, "resume": f.resume} {
-		if wanted {
-			q.Add("do", do)
-		}
-	}
-	if f.rateGiven {
-		q.Set("rate", strconv.FormatUint(uint64(f.rate), 10))
-	}
-	return "/array/compact?" + q.Encode()
+// ask is the request to a daemon.
+func (f *compactFlags) ask() (method, target string) {
+	return f.request("/array/compact", map[string]bool{"now": f.now && !f.all, "all": f.all, "pause": f.pause, "resume": f.resume})
 }
 
 // plan shows what a pass would do. Without a daemon it needs an index of its own, as nothing may be changed.
@@ -239,17 +199,18 @@ func (f *compactFlags) run(ctx context.Context, e env) error {
 		return err
 	}
 	dir, st := dataDir(cfg.Data), new(compactStatus)
-	method := http.MethodPost
-	if f.status {
-		method = http.MethodGet
-	}
+	method, target := f.ask()
 	if !f.now {
-		if err := f.askOnly(ctx, e, &cfg, method, st); err != nil {
+		asked, err := f.askRunning(ctx, &cfg, method, target, st)
+		if err == nil && !asked {
+			err = errors.New("no daemon runs that could be asked: --now makes a pass without one, --dry-run shows what it would do")
+		}
+		if err != nil {
 			return err
 		}
 	} else {
 		alone := false
-		err := f.withArray(ctx, e, method, f.path(), st, true, func(ctx context.Context, app *appliance) error {
+		err := f.withArray(ctx, e, method, target, st, true, func(ctx context.Context, app *appliance) error {
 			alone = true
 			app.store.SetCompactRate(int64(f.rate))
 			_, err := app.store.Compact(ctx, object.CompactOptions{All: f.all, Progress: func(r object.CompactReport) {
@@ -271,22 +232,6 @@ func (f *compactFlags) run(ctx context.Context, e env) error {
 		}
 	}
 	return show(e.stdout, f.json, st, func(w io.Writer) { printCompaction(w, st) })
-}
-
-// askOnly does what needs a daemon.
-func (f *compactFlags) askOnly(ctx context.Context, e env, cfg *Config, method string, st *compactStatus) error {
-	dir := dataDir(cfg.Data)
-	if _, err := diskPaths(cfg, dir); err != nil { // also keeps lock from making a directory
-		return err
-	}
-	unlock, err := dir.lock()
-	if errors.Is(err, errInUse) {
-		return askDaemon(ctx, dir, method, f.path(), st)
-	}
-	if err != nil {
-		return err
-	}
-	return errors.Join(errors.New("no daemon runs that could be asked: --now makes a pass without one, --dry-run shows what it would do"), unlock())
 }
 
 // followCompaction waits until no pass that was asked for is under way.

@@ -90,7 +90,7 @@ func TestCompactCommand(t *testing.T) {
 }
 
 func TestControlCompaction(t *testing.T) {
-	for query, want := range map[string]string{"rate=fast": "no number", "rate=-1": "no number", "do=": "want now, all, pause or resume", "do=pause&do=stop": "want now"} {
+	for query, want := range map[string]string{"rate=fast": "no number", "rate=-1": "no number", "do=": "want one of all, now, pause, resume", "do=pause&do=stop": "want one of"} {
 		q, err := url.ParseQuery(query)
 		if err != nil {
 			t.Fatal(err)

@@ -12,7 +12,6 @@ import (
 	"net/url"
 	"os"
 	"slices"
-	"strconv"
 	"text/tabwriter"
 	"time"
 
@@ -57,26 +56,7 @@ func startScrub(array *disk.Array, dir dataDir, cfg *ScrubConfig, log *slog.Logg
 
 // controlScrub does what the query of a POST to /array/scrub says.
 func controlScrub(s *disk.Scrub, q url.Values) error {
-	if v := q.Get("rate"); v != "" {
-		rate, err := strconv.ParseInt(v, 10, 64)
-		if err != nil || rate < 0 {
-			return fmt.Errorf("rate %q is no number of bytes per second", v)
-		}
-		s.SetRate(rate)
-	}
-	for _, do := range q["do"] {
-		switch do {
-		case "now":
-			s.Now()
-		case "pause":
-			s.Pause()
-		case "resume":
-			s.Resume()
-		default:
-			return fmt.Errorf("do %q: want now, pause or resume", do)
-		}
-	}
-	return nil
+	return steer(q, s.SetRate, map[string]func(){"now": s.Now, "pause": s.Pause, "resume": s.Resume})
 }
 
 // handleScrub serves GET and POST /array/scrub.
@@ -91,12 +71,7 @@ func handleScrub(w http.ResponseWriter, r *http.Request, app *appliance) {
 }
 
 // scrubFlags are those of `coffer array scrub`.
-type scrubFlags struct {
-	arrayFlags
-	now, pause, resume, status, follow bool
-	rate                               Size
-	rateGiven                          bool
-}
+type scrubFlags struct{ steerFlags }
 
 const scrubHelp = `Scrub reads everything that the array holds, parity and superblock copies included, past all caches, and
 verifies it: each cell against its checksum and its place, parity against the data, and of every 16th
@@ -144,14 +119,9 @@ func newScrubCommand(e env) *cobra.Command {
 			return f.run(cmd.Context(), e)
 		},
 	}
-	f.bindOpen(cmd)
-	fl := cmd.Flags()
-	fl.BoolVar(&f.now, "now", false, "begin a sweep now, unless one is under way; ends a pause")
-	fl.BoolVar(&f.pause, "pause", false, "stop until --resume or --now")
-	fl.BoolVar(&f.resume, "resume", false, "end a pause")
-	fl.Var(&f.rate, "rate", "bytes per second to read at most, over all disks together; 0 for no bound")
-	fl.BoolVar(&f.status, "status", false, "show what the scrub does and what it found")
-	fl.BoolVar(&f.follow, "follow", false, "wait for the end of the sweep, with progress on standard error")
+	f.bindSteering(cmd, "begin a sweep now, unless one is under way; ends a pause", "stop until --resume or --now",
+		"bytes per second to read at most, over all disks together; 0 for no bound", "show what the scrub does and what it found",
+		"wait for the end of the sweep, with progress on standard error")
 	return cmd
 }
 
@@ -166,18 +136,9 @@ func (f *scrubFlags) validate() error {
 	return nil
 }
 
-// path is what to ask the daemon.
-func (f *scrubFlags) path() string {
-	q := url.Values{}
-	for do, wanted := range map[string]bool{"now": f.now, "pause": f.pause, "resume": f.resume} {
-		if wanted {
-			q.Add("do", do)
-		}
-	}
-	if f.rateGiven {
-		q.Set("rate", strconv.FormatUint(uint64(f.rate), 10))
-	}
-	return "/array/scrub?" + q.Encode()
+// ask is the request to a daemon.
+func (f *scrubFlags) ask() (method, target string) {
+	return f.request("/array/scrub", map[string]bool{"now": f.now, "pause": f.pause, "resume": f.resume})
 }
 
 // run asks the daemon, or does what can be done without one.
@@ -190,10 +151,11 @@ func (f *scrubFlags) run(ctx context.Context, e env) error {
 	st := new(disk.ScrubStatus)
 	waited := f.status
 	if !f.now {
-		err = f.withoutArray(ctx, e, &cfg, dir, st)
+		err = f.withoutArray(ctx, &cfg, dir, st)
 	} else {
 		ran := false
-		err = f.withArray(ctx, e, http.MethodPost, f.path(), st, true, func(ctx context.Context, app *appliance) (err error) {
+		method, target := f.ask()
+		err = f.withArray(ctx, e, method, target, st, true, func(ctx context.Context, app *appliance) (err error) {
 			ran, waited = true, true
 			*st, err = f.sweepAlone(ctx, e, &cfg, app)
 			return err
@@ -234,22 +196,9 @@ func scrubVerdict(st *disk.ScrubStatus, waited bool) error {
 }
 
 // withoutArray does what needs no open array: it asks the daemon, or shows what was noted last.
-func (f *scrubFlags) withoutArray(ctx context.Context, e env, cfg *Config, dir dataDir, st *disk.ScrubStatus) error {
-	if _, err := diskPaths(cfg, dir); err != nil { // also keeps lock from making a directory
-		return err
-	}
-	unlock, err := dir.lock()
-	if errors.Is(err, errInUse) {
-		method := http.MethodPost
-		if f.status {
-			method = http.MethodGet
-		}
-		return askDaemon(ctx, dir, method, f.path(), st)
-	}
-	if err != nil {
-		return err
-	}
-	if err := unlock(); err != nil {
+func (f *scrubFlags) withoutArray(ctx context.Context, cfg *Config, dir dataDir, st *disk.ScrubStatus) error {
+	method, target := f.ask()
+	if asked, err := f.askRunning(ctx, cfg, method, target, st); err != nil || asked {
 		return err
 	}
 	if !f.status {

@@ -130,7 +130,7 @@ func TestScrubCommand(t *testing.T) {
 }
 
 func TestControlScrub(t *testing.T) {
-	for query, want := range map[string]string{"rate=fast": "no number", "rate=-1": "no number", "do=": "want now, pause or resume", "do=stop": "want now"} {
+	for query, want := range map[string]string{"rate=fast": "no number", "rate=-1": "no number", "do=": "want one of now, pause, resume", "do=stop": "want one of"} {
 		q, err := url.ParseQuery(query)
 		if err != nil {
 			t.Fatal(err)
