@@ -150,7 +150,25 @@ type openMode struct {
 	readOnly bool   // status and check: nothing is written and there is no store, unless index says where
 	index    string // export: directory of an index of its own
 	rebuild  bool   // throw the index away and replay the whole log
+	// replaying is told of each band of the log that a replay has behind it; nil: the daemon's log is told, now and then.
+	replaying func(done, total int64)
 }
+
+// replayed returns what is told of each band that a replay has behind it.
+func (m *openMode) replayed(log *slog.Logger) func(done, total int) {
+	last := time.Now()
+	return func(done, total int) {
+		if m.replaying != nil {
+			m.replaying(int64(done), int64(total))
+		} else if now := time.Now(); now.Sub(last) >= replayLine {
+			last = now
+			log.Info("log is replayed into the index", "bands", done, "of", total)
+		}
+	}
+}
+
+// replayLine is how often the log says how far a replay is: most starts are shorter.
+const replayLine = 5 * time.Second
 
 // openAppliance finds the disks, unlocks the keys and brings array and index up to date. The data directory is locked. An index that
 // proves corrupt half-way is marked so, and the second attempt begins with an empty one.
@@ -200,7 +218,7 @@ func tryAppliance(ctx context.Context, cfg *Config, getenv func(string) string, 
 	}
 	opt := disk.Options{Keys: keys, Crypto: crypto, Degraded: cfg.AllowDegraded, ReadOnly: mode.readOnly,
 		Rebuild: mode.rebuild, Logger: log, SpareGrace: time.Duration(cfg.Spare.Grace), RebuildRate: int64(cfg.Rebuild.Rate),
-		Model: app.dir.model(log)}
+		Model: app.dir.model(log), Replaying: mode.replayed(log)}
 	var mu sync.Mutex // guards live: a drain may end before the array is known here
 	var live *disk.Array
 	note := func() {

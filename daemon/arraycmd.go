@@ -457,7 +457,7 @@ the index is lost, corrupt or behind; the command is for doubt. The daemon must 
 			if err != nil {
 				return err
 			}
-			app, err := openAppliance(cmd.Context(), &cfg, e.getenv, crypto, openMode{rebuild: true}, log)
+			app, err := openAppliance(cmd.Context(), &cfg, e.getenv, crypto, openMode{rebuild: true, replaying: replayLines(e, "rebuild-index")}, log)
 			if err != nil {
 				return err
 			}

@@ -168,7 +168,7 @@ func (f *arrayFlags) withReplayed(ctx context.Context, e env, method, path strin
 		return fmt.Errorf("make directory of the index: %w", err)
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	return f.withArrayMode(ctx, e, method, path, doc, openMode{readOnly: true, index: dir}, work)
+	return f.withArrayMode(ctx, e, method, path, doc, openMode{readOnly: true, index: dir, replaying: replayLines(e, "compact")}, work)
 }
 
 func printPlan(w io.Writer, p *object.CompactPlan) {

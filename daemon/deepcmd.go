@@ -94,12 +94,13 @@ func (c *deepCheck) run(ctx context.Context, sample int) (_ *object.DeepReport, 
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, expected.Close()) }()
-	rep, err := object.DeepCheck(ctx, expected.store, store, expected.array, object.DeepOptions{Sample: sample, Progress: progressLines(c.e.stderr)})
+	rep, err := object.DeepCheck(ctx, expected.store, store, expected.array, object.DeepOptions{Sample: sample, Progress: progressLines(c.e.stderr, "check")})
 	return &rep, err
 }
 
 func (c *deepCheck) open(ctx context.Context, index string) (*appliance, error) {
-	return openAppliance(ctx, c.cfg, c.e.getenv, c.crypto, openMode{readOnly: true, index: index}, c.log)
+	mode := openMode{readOnly: true, index: index, replaying: replayLines(c.e, "check")}
+	return openAppliance(ctx, c.cfg, c.e.getenv, c.crypto, mode, c.log)
 }
 
 // present opens a copy of the index that is on disk and brings it up to the end of the log; nil if there is none. The array is closed again.
@@ -123,8 +124,8 @@ func (c *deepCheck) present(ctx context.Context) (*appliance, error) {
 	return app, err
 }
 
-// progressLines returns what writes a line about a phase now and then.
-func progressLines(w io.Writer) func(phase string, done, total int64) {
+// progressLines returns what writes a line about a phase of some work now and then.
+func progressLines(w io.Writer, work string) func(phase string, done, total int64) {
 	var phase string
 	var began, shown time.Time
 	return func(now string, done, total int64) {
@@ -138,12 +139,18 @@ func progressLines(w io.Writer) func(phase string, done, total int64) {
 		}
 		shown = t
 		if total <= 0 || done <= 0 {
-			fmt.Fprintf(w, "check %s: %d\n", phase, done)
+			fmt.Fprintf(w, "%s %s: %d\n", work, phase, done)
 			return
 		}
 		left := time.Duration(float64(t.Sub(began)) / float64(done) * float64(max(total-done, 0)))
-		fmt.Fprintf(w, "check %s: %d %%, about %v left\n", phase, done*100/total, left.Round(time.Second))
+		fmt.Fprintf(w, "%s %s: %d %%, about %v left\n", work, phase, done*100/total, left.Round(time.Second))
 	}
+}
+
+// replayLines returns what writes a line about a replay of the log now and then.
+func replayLines(e env, work string) func(done, total int64) {
+	lines := progressLines(e.stderr, work)
+	return func(done, total int64) { lines("replay", done, total) }
 }
 
 func printDeep(w io.Writer, r *object.DeepReport) {

@@ -146,7 +146,7 @@ func (f *exportFlags) run(ctx context.Context, e env) (_ *exportReport, err erro
 		return nil, err
 	}
 	fmt.Fprintf(e.stderr, "replaying the log into %s\n", index)
-	app, err := openAppliance(ctx, &cfg, e.getenv, crypto, openMode{readOnly: true, index: index}, log)
+	app, err := openAppliance(ctx, &cfg, e.getenv, crypto, openMode{readOnly: true, index: index, replaying: replayLines(e, "export")}, log)
 	if err != nil {
 		return nil, err
 	}

@@ -169,6 +169,8 @@ type Options struct {
 	ReadOnly bool
 	// Rebuild replays the whole log into an empty State.
 	Rebuild bool
+	// Replaying is told, while the log is replayed into the state, how many of its bands are behind. May be nil.
+	Replaying func(done, total int)
 	// ArenaBytes bounds the I/O buffers; 0 means 512 MiB.
 	ArenaBytes int64
 	// WriteTimeout and ReadTimeout bound one I/O; 0 means 30 s. A disk that misses the former is fenced.

@@ -2,7 +2,10 @@ package disk
 
 import (
 	"errors"
+	"slices"
 	"testing"
+
+	"coffer/disk/internal/blockdev"
 )
 
 // TestEachRecordTail: a band whose last stripe cannot be read still says which stripes it had, or they would be taken for lost once it is
@@ -47,5 +50,34 @@ func TestEachRecordTail(t *testing.T) {
 	got, left, err := walk()
 	if got != whole || left >= records || !errors.Is(err, ErrCorrupt) {
 		t.Errorf("with the last stripe unreadable: %+v, %d of %d records, %v; want %+v", got, left, records, err, whole)
+	}
+}
+
+// TestReplayTells: who opens an array whose state is behind hears how far the replay is.
+func TestReplayTells(t *testing.T) {
+	f := newMemArray(t, 3, 2, 1, func(_ int, d blockdev.Device) blockdev.Device { return d })
+	var told []int
+	f.opt.Replaying = func(done, total int) {
+		if done < 0 || done >= total {
+			t.Errorf("%d of %d bands", done, total)
+		}
+		told = append(told, done)
+	}
+	a := f.open(0, 1, 2)
+	for i := range uint64(400) {
+		if err := f.w.put(a, i+1, 4096); err != nil {
+			t.Fatal(err)
+		}
+	}
+	bands := 0
+	for _, b := range a.sortedBands() {
+		if b.kind == kindPacked {
+			bands++
+		}
+	}
+	told = nil
+	f.reopen(a, 0, 1, 2)
+	if bands < 3 || len(told) != bands || !slices.IsSorted(told) {
+		t.Errorf("%d bands, told %v", bands, told)
 	}
 }

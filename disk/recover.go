@@ -167,9 +167,14 @@ func (r *recovery) walk(ctx context.Context, from Position) (uint64, error) {
 		off = from.Off
 		next = from.Stripe
 	}
+	first, told := i, -1
 	for i < len(r.order) {
 		if err := ctx.Err(); err != nil {
 			return 0, err
+		}
+		if i != told && a.opt.Replaying != nil {
+			told = i
+			a.opt.Replaying(i-first, len(r.order)-first)
 		}
 		f := r.order[i]
 		w, err := r.a.probeBy(ctx, ahead, f.band, off)
