@@ -58,6 +58,21 @@ func (r *records) Apply(_ disk.Position, entries []disk.Entry) error {
 	return nil
 }
 
+// plainReads reads 4 KiB here and there from the plain files, and returns the reads per second and the processor's time for one.
+func (b *bench) plainReads() (perSecond float64, cpu time.Duration, err error) {
+	p, err := openPlain(b.rig.paths[0])
+	if err != nil {
+		return 0, 0, err
+	}
+	defer func() { err = errors.Join(err, p.close()) }()
+	n := 0
+	s, err := timed(func() (err error) {
+		n, err = p.readRandomly(getReaders, b.span(800*time.Millisecond), b.rig.size)
+		return err
+	})
+	return s.perSecond(float64(n)), s.cpu / time.Duration(max(n, 1)), err
+}
+
 // smallReads compares reads of 4 KiB through the engine alone with plain ones and, where it is installed, with fio.
 func (b *bench) smallReads(ctx context.Context) (err error) {
 	state := &records{}
@@ -92,19 +107,9 @@ func (b *bench) smallReads(ctx context.Context) (err error) {
 		cpu = append(cpu, s.cpu/time.Duration(n.Load()))
 		return err
 	}
-	plainly := func() (err error) {
-		p, err := openPlain(b.rig.paths[0])
-		if err != nil {
-			return err
-		}
-		defer func() { err = errors.Join(err, p.close()) }()
-		n := 0
-		s, err := timed(func() (err error) {
-			n, err = p.readRandomly(getReaders, b.span(800*time.Millisecond), b.rig.size)
-			return err
-		})
-		plain = append(plain, s.perSecond(float64(n)))
-		plainCPU = append(plainCPU, s.cpu/time.Duration(max(n, 1)))
+	plainly := func() error {
+		perSecond, cpu, err := b.plainReads()
+		plain, plainCPU = append(plain, perSecond), append(plainCPU, cpu)
 		return err
 	}
 	tools := []func() error{reads, plainly}
@@ -244,15 +249,9 @@ func (b *bench) smallGets(ctx context.Context) (err error) {
 		cpu = append(cpu, s.cpu/time.Duration(n.Load()))
 		return err
 	}
-	plainly := func() (err error) {
-		p, err := openPlain(b.rig.paths[0])
-		if err != nil {
-			return err
-		}
-		defer func() { err = errors.Join(err, p.close()) }()
-		d := b.span(800 * time.Millisecond)
-		n, err := p.readRandomly(getReaders, d, b.rig.size)
-		plain = append(plain, float64(n)/d.Seconds())
+	plainly := func() error {
+		perSecond, _, err := b.plainReads()
+		plain = append(plain, perSecond)
 		return err
 	}
 	if err := byTurns(b.opt.rounds, gets, plainly); err != nil {
