@@ -225,35 +225,39 @@ func TestBrokenPathIsDisabled(t *testing.T) {
 // TestKernelWithoutFeature: a processor without one of the features is not let near the kernel.
 func TestKernelWithoutFeature(t *testing.T) {
 	for _, k := range gcm.Kernels() {
-		for _, missing := range k.Needs() {
-			if !k.Supported() {
-				t.Skipf("this processor lacks one of %v", k.Needs())
-			}
-			cpu := cpuid.CPU
-			if !cpu.Disable(missing) {
-				t.Fatalf("%v is not to be disabled", missing)
-			}
-			paths := registry(&cpu)
-			for i := range paths {
-				if kernel := paths[i].newAEAD; paths[i].name == k.String() {
-					paths[i].newAEAD = func(key []byte) (cipher.AEAD, error) {
-						t.Errorf("without %v: path used", missing)
-						return kernel(key)
-					}
+		t.Run(k.String(), func(t *testing.T) { testKernelWithoutFeature(t, k) })
+	}
+}
+
+func testKernelWithoutFeature(t *testing.T, k gcm.Kernel) {
+	if !k.Supported() {
+		t.Skipf("this processor lacks one of %v", k.Needs())
+	}
+	for _, missing := range k.Needs() {
+		cpu := cpuid.CPU
+		if !cpu.Disable(missing) {
+			t.Fatalf("%v is not to be disabled", missing)
+		}
+		paths := registry(&cpu)
+		for i := range paths {
+			if kernel := paths[i].newAEAD; paths[i].name == k.String() {
+				paths[i].newAEAD = func(key []byte) (cipher.AEAD, error) {
+					t.Errorf("without %v: path used", missing)
+					return kernel(key)
 				}
 			}
-			one := slices.DeleteFunc(specs(), func(s spec) bool { return s.primitive != AES256GCM })
-			e, err := probe(Options{Slice: time.Microsecond}, &cpu, one, paths)
-			if err != nil {
-				t.Fatal(err)
-			}
-			r := e.Report()
-			if got, want := find(r, AES256GCM, k.String()).SelfTest, "unsupported: needs "+missing.String(); got != want {
-				t.Errorf("self-test %q, want %q", got, want)
-			}
-			if c := chosen(r, AES256GCM); c != "stdlib" {
-				t.Errorf("without %v: chose %s", missing, c)
-			}
+		}
+		one := slices.DeleteFunc(specs(), func(s spec) bool { return s.primitive != AES256GCM })
+		e, err := probe(Options{Slice: time.Microsecond}, &cpu, one, paths)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := e.Report()
+		if got, want := find(r, AES256GCM, k.String()).SelfTest, "unsupported: needs "+missing.String(); got != want {
+			t.Errorf("self-test %q, want %q", got, want)
+		}
+		if c := chosen(r, AES256GCM); c == k.String() {
+			t.Errorf("without %v: chosen", missing)
 		}
 	}
 }

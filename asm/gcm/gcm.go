@@ -31,7 +31,7 @@ const (
 	maxPlain  = (1<<32 - 2) * blockSize // SP 800-38D section 5.2.1.1
 
 	chunk    = 256 << 10 // the most that one call of a kernel works on: the scheduler cannot interrupt it
-	shortAAD = 64        // additional data that kernels hash themselves
+	shortAAD = 64        // additional data that VAES512 hashes itself
 )
 
 // ErrOpen: the message is not what was sealed.
@@ -47,12 +47,13 @@ type Kernel uint8
 const (
 	Portable Kernel = iota
 	VAES512         // amd64, 64-byte vectors
+	VAES256         // amd64, 32-byte vectors
 	kernelCount
 )
 
 // String is the kernel's name.
 func (k Kernel) String() string {
-	return [...]string{"portable", "vaes-avx512"}[k]
+	return [...]string{"portable", "vaes-avx512", "vaes-avx2"}[k]
 }
 
 // Needs are the features without all of which the kernel must not be used.
@@ -178,7 +179,7 @@ func (a *AEAD) crypt(open bool, s *state, out, nonce, in, additional []byte) {
 	copy(s.counter[:], nonce)
 	s.lengths = [2]uint64{uint64(len(in)) * 8, uint64(len(additional)) * 8}
 	s.first = 1
-	if len(additional) > shortAAD {
+	if len(additional) > shortAAD || a.kernel == VAES256 {
 		for p := additional; len(p) > 0; {
 			n := min(len(p), chunk)
 			a.hash(s, p[:n])

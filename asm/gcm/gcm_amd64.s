@@ -3836,3 +3836,3792 @@ whole:
 	VPXORQ        Z31, Z31, Z31
 	VZEROUPPER
 	RET
+
+DATA counterXor256<>+0(SB)/8, $0x0000000000000000
+DATA counterXor256<>+8(SB)/8, $0x0200000000000000
+DATA counterXor256<>+16(SB)/8, $0x0000000000000000
+DATA counterXor256<>+24(SB)/8, $0x0300000000000000
+DATA counterXor256<>+32(SB)/8, $0x0000000000000000
+DATA counterXor256<>+40(SB)/8, $0x0400000000000000
+DATA counterXor256<>+48(SB)/8, $0x0000000000000000
+DATA counterXor256<>+56(SB)/8, $0x0500000000000000
+DATA counterXor256<>+64(SB)/8, $0x0000000000000000
+DATA counterXor256<>+72(SB)/8, $0x0600000000000000
+DATA counterXor256<>+80(SB)/8, $0x0000000000000000
+DATA counterXor256<>+88(SB)/8, $0x0700000000000000
+DATA counterXor256<>+96(SB)/8, $0x0000000000000000
+DATA counterXor256<>+104(SB)/8, $0x0800000000000000
+DATA counterXor256<>+112(SB)/8, $0x0000000000000000
+DATA counterXor256<>+120(SB)/8, $0x0900000000000000
+DATA counterXor256<>+128(SB)/8, $0x0000000000000000
+DATA counterXor256<>+136(SB)/8, $0x0a00000000000000
+DATA counterXor256<>+144(SB)/8, $0x0000000000000000
+DATA counterXor256<>+152(SB)/8, $0x0b00000000000000
+DATA counterXor256<>+160(SB)/8, $0x0000000000000000
+DATA counterXor256<>+168(SB)/8, $0x0c00000000000000
+DATA counterXor256<>+176(SB)/8, $0x0000000000000000
+DATA counterXor256<>+184(SB)/8, $0x0d00000000000000
+DATA counterXor256<>+192(SB)/8, $0x0000000000000000
+DATA counterXor256<>+200(SB)/8, $0x0e00000000000000
+DATA counterXor256<>+208(SB)/8, $0x0000000000000000
+DATA counterXor256<>+216(SB)/8, $0x0f00000000000000
+DATA counterXor256<>+224(SB)/8, $0x0000000000000000
+DATA counterXor256<>+232(SB)/8, $0x0000000000000000
+DATA counterXor256<>+240(SB)/8, $0x0000000000000000
+DATA counterXor256<>+248(SB)/8, $0x0100000000000000
+GLOBL counterXor256<>(SB), RODATA|NOPTR, $256
+
+DATA counterTwo<>+0(SB)/8, $0x0000000000000002
+DATA counterTwo<>+8(SB)/8, $0x0000000000000000
+DATA counterTwo<>+16(SB)/8, $0x0000000000000002
+DATA counterTwo<>+24(SB)/8, $0x0000000000000000
+DATA counterTwo<>+32(SB)/8, $0x0000000000000002
+DATA counterTwo<>+40(SB)/8, $0x0000000000000000
+DATA counterTwo<>+48(SB)/8, $0x0000000000000002
+DATA counterTwo<>+56(SB)/8, $0x0000000000000000
+GLOBL counterTwo<>(SB), RODATA|NOPTR, $64
+
+DATA counterGroup256<>+0(SB)/8, $0x0000000000000010
+DATA counterGroup256<>+8(SB)/8, $0x0000000000000000
+DATA counterGroup256<>+16(SB)/8, $0x0000000000000010
+DATA counterGroup256<>+24(SB)/8, $0x0000000000000000
+DATA counterGroup256<>+32(SB)/8, $0x0000000000000010
+DATA counterGroup256<>+40(SB)/8, $0x0000000000000000
+DATA counterGroup256<>+48(SB)/8, $0x0000000000000010
+DATA counterGroup256<>+56(SB)/8, $0x0000000000000000
+GLOBL counterGroup256<>(SB), RODATA|NOPTR, $64
+
+DATA keep256<>+0(SB)/8, $0xffffffffffffffff
+DATA keep256<>+8(SB)/8, $0xffffffffffffffff
+DATA keep256<>+16(SB)/8, $0xffffffffffffffff
+DATA keep256<>+24(SB)/8, $0xffffffffffffffff
+DATA keep256<>+32(SB)/8, $0x0000000000000000
+DATA keep256<>+40(SB)/8, $0x0000000000000000
+DATA keep256<>+48(SB)/8, $0x0000000000000000
+DATA keep256<>+56(SB)/8, $0x0000000000000000
+GLOBL keep256<>(SB), RODATA|NOPTR, $64
+
+// func setup256(k *byte, rounds int)
+// Requires: AES, AVX, AVX2, PCLMULQDQ, VPCLMULQDQ
+TEXT ·setup256(SB), NOSPLIT, $0-16
+	MOVQ    k+0(FP), DX
+	MOVQ    rounds+8(FP), CX
+	VMOVDQU (DX), X0
+	LEAQ    16(DX), BX
+	DECQ    CX
+
+round:
+	VAESENC     (BX), X0, X0
+	ADDQ        $0x00000010, BX
+	DECQ        CX
+	JNZ         round
+	VAESENCLAST (BX), X0, X0
+	VPSHUFB     reverse<>+0(SB), X0, X0
+	VPSHUFD     $0xff, X0, X1
+	VPSRAD      $0x1f, X1, X1
+	VPAND       poly<>+0(SB), X1, X1
+	VPSRLQ      $0x3f, X0, X2
+	VPSLLDQ     $0x08, X2, X2
+	VPSLLQ      $0x01, X0, X0
+	VPOR        X2, X0, X0
+	VPXOR       X1, X0, X0
+	VPCLMULQDQ  $0x00, X0, X0, X1
+	VPCLMULQDQ  $0x01, X0, X0, X2
+	VPCLMULQDQ  $0x10, X0, X0, X4
+	VPCLMULQDQ  $0x11, X0, X0, X3
+	VPXOR       X4, X2, X2
+	VPCLMULQDQ  $0x10, poly<>+0(SB), X1, X4
+	VPSHUFD     $0x4e, X1, X1
+	VPXOR       X4, X2, X2
+	VPXOR       X1, X2, X2
+	VPCLMULQDQ  $0x10, poly<>+0(SB), X2, X4
+	VPSHUFD     $0x4e, X2, X2
+	VPXOR       X4, X3, X3
+	VPXOR       X2, X3, X3
+	VINSERTI128 $0x01, X3, Y3, Y5
+	VINSERTI128 $0x01, X0, Y3, Y3
+	VMOVDQU     Y3, 800(DX)
+	VPSHUFD     $0x4e, Y3, Y4
+	VPXOR       Y3, Y4, Y4
+	VMOVDQU     Y4, 1376(DX)
+	VPCLMULQDQ  $0x00, Y5, Y3, Y1
+	VPCLMULQDQ  $0x01, Y5, Y3, Y2
+	VPCLMULQDQ  $0x10, Y5, Y3, Y4
+	VPCLMULQDQ  $0x11, Y5, Y3, Y6
+	VPXOR       Y4, Y2, Y2
+	VPCLMULQDQ  $0x10, poly<>+0(SB), Y1, Y4
+	VPSHUFD     $0x4e, Y1, Y1
+	VPXOR       Y4, Y2, Y2
+	VPXOR       Y1, Y2, Y2
+	VPCLMULQDQ  $0x10, poly<>+0(SB), Y2, Y4
+	VPSHUFD     $0x4e, Y2, Y2
+	VPXOR       Y4, Y6, Y6
+	VPXOR       Y2, Y6, Y6
+	VMOVDQA     Y6, Y3
+	VMOVDQU     Y3, 768(DX)
+	VPSHUFD     $0x4e, Y3, Y4
+	VPXOR       Y3, Y4, Y4
+	VMOVDQU     Y4, 1344(DX)
+	VPCLMULQDQ  $0x00, Y5, Y3, Y1
+	VPCLMULQDQ  $0x01, Y5, Y3, Y2
+	VPCLMULQDQ  $0x10, Y5, Y3, Y4
+	VPCLMULQDQ  $0x11, Y5, Y3, Y6
+	VPXOR       Y4, Y2, Y2
+	VPCLMULQDQ  $0x10, poly<>+0(SB), Y1, Y4
+	VPSHUFD     $0x4e, Y1, Y1
+	VPXOR       Y4, Y2, Y2
+	VPXOR       Y1, Y2, Y2
+	VPCLMULQDQ  $0x10, poly<>+0(SB), Y2, Y4
+	VPSHUFD     $0x4e, Y2, Y2
+	VPXOR       Y4, Y6, Y6
+	VPXOR       Y2, Y6, Y6
+	VMOVDQA     Y6, Y3
+	VMOVDQU     Y3, 736(DX)
+	VPSHUFD     $0x4e, Y3, Y4
+	VPXOR       Y3, Y4, Y4
+	VMOVDQU     Y4, 1312(DX)
+	VPCLMULQDQ  $0x00, Y5, Y3, Y1
+	VPCLMULQDQ  $0x01, Y5, Y3, Y2
+	VPCLMULQDQ  $0x10, Y5, Y3, Y4
+	VPCLMULQDQ  $0x11, Y5, Y3, Y6
+	VPXOR       Y4, Y2, Y2
+	VPCLMULQDQ  $0x10, poly<>+0(SB), Y1, Y4
+	VPSHUFD     $0x4e, Y1, Y1
+	VPXOR       Y4, Y2, Y2
+	VPXOR       Y1, Y2, Y2
+	VPCLMULQDQ  $0x10, poly<>+0(SB), Y2, Y4
+	VPSHUFD     $0x4e, Y2, Y2
+	VPXOR       Y4, Y6, Y6
+	VPXOR       Y2, Y6, Y6
+	VMOVDQA     Y6, Y3
+	VMOVDQU     Y3, 704(DX)
+	VPSHUFD     $0x4e, Y3, Y4
+	VPXOR       Y3, Y4, Y4
+	VMOVDQU     Y4, 1280(DX)
+	VPCLMULQDQ  $0x00, Y5, Y3, Y1
+	VPCLMULQDQ  $0x01, Y5, Y3, Y2
+	VPCLMULQDQ  $0x10, Y5, Y3, Y4
+	VPCLMULQDQ  $0x11, Y5, Y3, Y6
+	VPXOR       Y4, Y2, Y2
+	VPCLMULQDQ  $0x10, poly<>+0(SB), Y1, Y4
+	VPSHUFD     $0x4e, Y1, Y1
+	VPXOR       Y4, Y2, Y2
+	VPXOR       Y1, Y2, Y2
+	VPCLMULQDQ  $0x10, poly<>+0(SB), Y2, Y4
+	VPSHUFD     $0x4e, Y2, Y2
+	VPXOR       Y4, Y6, Y6
+	VPXOR       Y2, Y6, Y6
+	VMOVDQA     Y6, Y3
+	VMOVDQU     Y3, 672(DX)
+	VPSHUFD     $0x4e, Y3, Y4
+	VPXOR       Y3, Y4, Y4
+	VMOVDQU     Y4, 1248(DX)
+	VPCLMULQDQ  $0x00, Y5, Y3, Y1
+	VPCLMULQDQ  $0x01, Y5, Y3, Y2
+	VPCLMULQDQ  $0x10, Y5, Y3, Y4
+	VPCLMULQDQ  $0x11, Y5, Y3, Y6
+	VPXOR       Y4, Y2, Y2
+	VPCLMULQDQ  $0x10, poly<>+0(SB), Y1, Y4
+	VPSHUFD     $0x4e, Y1, Y1
+	VPXOR       Y4, Y2, Y2
+	VPXOR       Y1, Y2, Y2
+	VPCLMULQDQ  $0x10, poly<>+0(SB), Y2, Y4
+	VPSHUFD     $0x4e, Y2, Y2
+	VPXOR       Y4, Y6, Y6
+	VPXOR       Y2, Y6, Y6
+	VMOVDQA     Y6, Y3
+	VMOVDQU     Y3, 640(DX)
+	VPSHUFD     $0x4e, Y3, Y4
+	VPXOR       Y3, Y4, Y4
+	VMOVDQU     Y4, 1216(DX)
+	VPCLMULQDQ  $0x00, Y5, Y3, Y1
+	VPCLMULQDQ  $0x01, Y5, Y3, Y2
+	VPCLMULQDQ  $0x10, Y5, Y3, Y4
+	VPCLMULQDQ  $0x11, Y5, Y3, Y6
+	VPXOR       Y4, Y2, Y2
+	VPCLMULQDQ  $0x10, poly<>+0(SB), Y1, Y4
+	VPSHUFD     $0x4e, Y1, Y1
+	VPXOR       Y4, Y2, Y2
+	VPXOR       Y1, Y2, Y2
+	VPCLMULQDQ  $0x10, poly<>+0(SB), Y2, Y4
+	VPSHUFD     $0x4e, Y2, Y2
+	VPXOR       Y4, Y6, Y6
+	VPXOR       Y2, Y6, Y6
+	VMOVDQA     Y6, Y3
+	VMOVDQU     Y3, 608(DX)
+	VPSHUFD     $0x4e, Y3, Y4
+	VPXOR       Y3, Y4, Y4
+	VMOVDQU     Y4, 1184(DX)
+	VPCLMULQDQ  $0x00, Y5, Y3, Y1
+	VPCLMULQDQ  $0x01, Y5, Y3, Y2
+	VPCLMULQDQ  $0x10, Y5, Y3, Y4
+	VPCLMULQDQ  $0x11, Y5, Y3, Y6
+	VPXOR       Y4, Y2, Y2
+	VPCLMULQDQ  $0x10, poly<>+0(SB), Y1, Y4
+	VPSHUFD     $0x4e, Y1, Y1
+	VPXOR       Y4, Y2, Y2
+	VPXOR       Y1, Y2, Y2
+	VPCLMULQDQ  $0x10, poly<>+0(SB), Y2, Y4
+	VPSHUFD     $0x4e, Y2, Y2
+	VPXOR       Y4, Y6, Y6
+	VPXOR       Y2, Y6, Y6
+	VMOVDQA     Y6, Y3
+	VMOVDQU     Y3, 576(DX)
+	VPSHUFD     $0x4e, Y3, Y4
+	VPXOR       Y3, Y4, Y4
+	VMOVDQU     Y4, 1152(DX)
+	VPCLMULQDQ  $0x00, Y5, Y3, Y1
+	VPCLMULQDQ  $0x01, Y5, Y3, Y2
+	VPCLMULQDQ  $0x10, Y5, Y3, Y4
+	VPCLMULQDQ  $0x11, Y5, Y3, Y6
+	VPXOR       Y4, Y2, Y2
+	VPCLMULQDQ  $0x10, poly<>+0(SB), Y1, Y4
+	VPSHUFD     $0x4e, Y1, Y1
+	VPXOR       Y4, Y2, Y2
+	VPXOR       Y1, Y2, Y2
+	VPCLMULQDQ  $0x10, poly<>+0(SB), Y2, Y4
+	VPSHUFD     $0x4e, Y2, Y2
+	VPXOR       Y4, Y6, Y6
+	VPXOR       Y2, Y6, Y6
+	VMOVDQA     Y6, Y3
+	VMOVDQU     Y3, 544(DX)
+	VZEROALL
+	RET
+
+// func ghash256(k *byte, acc *byte, p *byte, n int)
+// Requires: AVX, AVX2, VPCLMULQDQ
+TEXT ·ghash256(SB), NOSPLIT, $32-32
+	MOVQ    k+0(FP), DX
+	MOVQ    acc+8(FP), SI
+	MOVQ    p+16(FP), BX
+	MOVQ    n+24(FP), CX
+	VMOVDQU (SI), X10
+	CMPQ    CX, $0x00000100
+	JB      rest
+
+loop:
+	VMOVDQU      (BX), Y11
+	VPSHUFB      reverse<>+0(SB), Y11, Y11
+	VPXOR        Y10, Y11, Y11
+	VPCLMULQDQ   $0x00, 576(DX), Y11, Y8
+	VPCLMULQDQ   $0x11, 576(DX), Y11, Y10
+	VPSHUFD      $0x4e, Y11, Y12
+	VPXOR        Y12, Y11, Y11
+	VPCLMULQDQ   $0x00, 1152(DX), Y11, Y9
+	VMOVDQU      32(BX), Y11
+	VPSHUFB      reverse<>+0(SB), Y11, Y11
+	VPCLMULQDQ   $0x00, 608(DX), Y11, Y12
+	VPXOR        Y12, Y8, Y8
+	VPCLMULQDQ   $0x11, 608(DX), Y11, Y12
+	VPXOR        Y12, Y10, Y10
+	VPSHUFD      $0x4e, Y11, Y12
+	VPXOR        Y12, Y11, Y11
+	VPCLMULQDQ   $0x00, 1184(DX), Y11, Y11
+	VPXOR        Y11, Y9, Y9
+	VMOVDQU      64(BX), Y11
+	VPSHUFB      reverse<>+0(SB), Y11, Y11
+	VPCLMULQDQ   $0x00, 640(DX), Y11, Y12
+	VPXOR        Y12, Y8, Y8
+	VPCLMULQDQ   $0x11, 640(DX), Y11, Y12
+	VPXOR        Y12, Y10, Y10
+	VPSHUFD      $0x4e, Y11, Y12
+	VPXOR        Y12, Y11, Y11
+	VPCLMULQDQ   $0x00, 1216(DX), Y11, Y11
+	VPXOR        Y11, Y9, Y9
+	VMOVDQU      96(BX), Y11
+	VPSHUFB      reverse<>+0(SB), Y11, Y11
+	VPCLMULQDQ   $0x00, 672(DX), Y11, Y12
+	VPXOR        Y12, Y8, Y8
+	VPCLMULQDQ   $0x11, 672(DX), Y11, Y12
+	VPXOR        Y12, Y10, Y10
+	VPSHUFD      $0x4e, Y11, Y12
+	VPXOR        Y12, Y11, Y11
+	VPCLMULQDQ   $0x00, 1248(DX), Y11, Y11
+	VPXOR        Y11, Y9, Y9
+	VMOVDQU      128(BX), Y11
+	VPSHUFB      reverse<>+0(SB), Y11, Y11
+	VPCLMULQDQ   $0x00, 704(DX), Y11, Y12
+	VPXOR        Y12, Y8, Y8
+	VPCLMULQDQ   $0x11, 704(DX), Y11, Y12
+	VPXOR        Y12, Y10, Y10
+	VPSHUFD      $0x4e, Y11, Y12
+	VPXOR        Y12, Y11, Y11
+	VPCLMULQDQ   $0x00, 1280(DX), Y11, Y11
+	VPXOR        Y11, Y9, Y9
+	VMOVDQU      160(BX), Y11
+	VPSHUFB      reverse<>+0(SB), Y11, Y11
+	VPCLMULQDQ   $0x00, 736(DX), Y11, Y12
+	VPXOR        Y12, Y8, Y8
+	VPCLMULQDQ   $0x11, 736(DX), Y11, Y12
+	VPXOR        Y12, Y10, Y10
+	VPSHUFD      $0x4e, Y11, Y12
+	VPXOR        Y12, Y11, Y11
+	VPCLMULQDQ   $0x00, 1312(DX), Y11, Y11
+	VPXOR        Y11, Y9, Y9
+	VMOVDQU      192(BX), Y11
+	VPSHUFB      reverse<>+0(SB), Y11, Y11
+	VPCLMULQDQ   $0x00, 768(DX), Y11, Y12
+	VPXOR        Y12, Y8, Y8
+	VPCLMULQDQ   $0x11, 768(DX), Y11, Y12
+	VPXOR        Y12, Y10, Y10
+	VPSHUFD      $0x4e, Y11, Y12
+	VPXOR        Y12, Y11, Y11
+	VPCLMULQDQ   $0x00, 1344(DX), Y11, Y11
+	VPXOR        Y11, Y9, Y9
+	VMOVDQU      224(BX), Y11
+	VPSHUFB      reverse<>+0(SB), Y11, Y11
+	VPCLMULQDQ   $0x00, 800(DX), Y11, Y12
+	VPXOR        Y12, Y8, Y8
+	VPCLMULQDQ   $0x11, 800(DX), Y11, Y12
+	VPXOR        Y12, Y10, Y10
+	VPSHUFD      $0x4e, Y11, Y12
+	VPXOR        Y12, Y11, Y11
+	VPCLMULQDQ   $0x00, 1376(DX), Y11, Y11
+	VPXOR        Y11, Y9, Y9
+	VPXOR        Y8, Y9, Y9
+	VPXOR        Y10, Y9, Y9
+	VPCLMULQDQ   $0x10, poly<>+0(SB), Y8, Y12
+	VPSHUFD      $0x4e, Y8, Y8
+	VPXOR        Y12, Y9, Y9
+	VPXOR        Y8, Y9, Y9
+	VPCLMULQDQ   $0x10, poly<>+0(SB), Y9, Y12
+	VPSHUFD      $0x4e, Y9, Y9
+	VPXOR        Y12, Y10, Y10
+	VPXOR        Y9, Y10, Y10
+	VEXTRACTI128 $0x01, Y10, X12
+	VPXOR        X12, X10, X10
+	ADDQ         $0x00000100, BX
+	SUBQ         $0x00000100, CX
+	CMPQ         CX, $0x00000100
+	JAE          loop
+
+rest:
+	TESTQ   CX, CX
+	JZ      done
+	VMOVDQA Y10, Y15
+	VPXOR   Y8, Y8, Y8
+	VPXOR   Y9, Y9, Y9
+	VPXOR   Y10, Y10, Y10
+	LEAQ    15(CX), R8
+	ANDQ    $-16, R8
+	LEAQ    832(DX), DI
+	SUBQ    R8, DI
+
+vector:
+	CMPQ       CX, $0x00000020
+	JB         part
+	VMOVDQU    (BX), Y0
+	VPSHUFB    reverse<>+0(SB), Y0, Y0
+	VPXOR      Y15, Y0, Y0
+	VPXOR      Y15, Y15, Y15
+	VPCLMULQDQ $0x00, (DI), Y0, Y12
+	VPXOR      Y12, Y8, Y8
+	VPCLMULQDQ $0x01, (DI), Y0, Y12
+	VPXOR      Y12, Y9, Y9
+	VPCLMULQDQ $0x10, (DI), Y0, Y12
+	VPXOR      Y12, Y9, Y9
+	VPCLMULQDQ $0x11, (DI), Y0, Y12
+	VPXOR      Y12, Y10, Y10
+	ADDQ       $0x00000020, BX
+	ADDQ       $0x00000020, DI
+	SUBQ       $0x00000020, CX
+	JMP        vector
+
+part:
+	TESTQ   CX, CX
+	JZ      reduce
+	VPXOR   Y12, Y12, Y12
+	VMOVDQU Y12, (SP)
+	LEAQ    (SP), R8
+	MOVQ    BX, R9
+	TESTQ   $0x00000010, CX
+	JZ      in16
+	VMOVDQU (R9), X11
+	VMOVDQU X11, (R8)
+	ADDQ    $0x10, R9
+	ADDQ    $0x10, R8
+
+in16:
+	TESTQ $0x00000008, CX
+	JZ    in8
+	MOVQ  (R9), R10
+	MOVQ  R10, (R8)
+	ADDQ  $0x08, R9
+	ADDQ  $0x08, R8
+
+in8:
+	TESTQ $0x00000004, CX
+	JZ    in4
+	MOVL  (R9), R10
+	MOVL  R10, (R8)
+	ADDQ  $0x04, R9
+	ADDQ  $0x04, R8
+
+in4:
+	TESTQ $0x00000002, CX
+	JZ    in2
+	MOVW  (R9), R10
+	MOVW  R10, (R8)
+	ADDQ  $0x02, R9
+	ADDQ  $0x02, R8
+
+in2:
+	TESTQ $0x00000001, CX
+	JZ    in1
+	MOVB  (R9), R10
+	MOVB  R10, (R8)
+
+in1:
+	XORL       R10, R10
+	VMOVDQU    (SP), Y0
+	VMOVDQU    Y12, (SP)
+	VPSHUFB    reverse<>+0(SB), Y0, Y0
+	VPXOR      Y15, Y0, Y0
+	VPXOR      Y15, Y15, Y15
+	VPCLMULQDQ $0x00, (DI), Y0, Y12
+	VPXOR      Y12, Y8, Y8
+	VPCLMULQDQ $0x01, (DI), Y0, Y12
+	VPXOR      Y12, Y9, Y9
+	VPCLMULQDQ $0x10, (DI), Y0, Y12
+	VPXOR      Y12, Y9, Y9
+	VPCLMULQDQ $0x11, (DI), Y0, Y12
+	VPXOR      Y12, Y10, Y10
+
+reduce:
+	VPCLMULQDQ   $0x10, poly<>+0(SB), Y8, Y12
+	VPSHUFD      $0x4e, Y8, Y8
+	VPXOR        Y12, Y9, Y9
+	VPXOR        Y8, Y9, Y9
+	VPCLMULQDQ   $0x10, poly<>+0(SB), Y9, Y12
+	VPSHUFD      $0x4e, Y9, Y9
+	VPXOR        Y12, Y10, Y10
+	VPXOR        Y9, Y10, Y10
+	VEXTRACTI128 $0x01, Y10, X12
+	VPXOR        X12, X10, X10
+
+done:
+	VMOVDQU X10, (SI)
+	VZEROALL
+	RET
+
+// func seal256AES256(k *byte, s *byte, dst *byte, src *byte, n int)
+// Requires: AES, AVX, AVX2, MMX+, PCLMULQDQ, VAES, VPCLMULQDQ
+TEXT ·seal256AES256(SB), NOSPLIT, $32-40
+	MOVQ        k+0(FP), DX
+	MOVQ        s+8(FP), SI
+	MOVQ        dst+16(FP), AX
+	MOVQ        src+24(FP), BX
+	MOVQ        n+32(FP), CX
+	VMOVDQU     16(SI), X10
+	CMPQ        96(SI), $0x00
+	JE          begun
+	VMOVDQU     (SI), X0
+	MOVL        $0x01000000, R8
+	VPINSRD     $0x03, R8, X0, X0
+	VPXOR       (DX), X0, X0
+	VAESENC     16(DX), X0, X0
+	VAESENC     32(DX), X0, X0
+	VAESENC     48(DX), X0, X0
+	VAESENC     64(DX), X0, X0
+	VAESENC     80(DX), X0, X0
+	VAESENC     96(DX), X0, X0
+	VAESENC     112(DX), X0, X0
+	VAESENC     128(DX), X0, X0
+	VAESENC     144(DX), X0, X0
+	VAESENC     160(DX), X0, X0
+	VAESENC     176(DX), X0, X0
+	VAESENC     192(DX), X0, X0
+	VAESENC     208(DX), X0, X0
+	VAESENCLAST 224(DX), X0, X0
+	VMOVDQU     X0, 32(SI)
+
+begun:
+	VBROADCASTI128 (SI), Y15
+	VPSHUFB        reverse<>+0(SB), Y15, Y14
+	VBROADCASTI128 (DX), Y13
+	VPXOR          Y13, Y15, Y15
+	CMPQ           CX, $0x00000100
+	JB             tail
+	VPXOR          counterXor256<>+0(SB), Y15, Y0
+	VPXOR          counterXor256<>+32(SB), Y15, Y1
+	VPXOR          counterXor256<>+64(SB), Y15, Y2
+	VPXOR          counterXor256<>+96(SB), Y15, Y3
+	VPXOR          counterXor256<>+128(SB), Y15, Y4
+	VPXOR          counterXor256<>+160(SB), Y15, Y5
+	VPXOR          counterXor256<>+192(SB), Y15, Y6
+	VPADDD         counterGroup256<>+0(SB), Y14, Y14
+	VBROADCASTI128 (DX), Y13
+	VPSHUFB        reverse<>+0(SB), Y14, Y15
+	VPXOR          Y13, Y15, Y15
+	VPXOR          counterXor256<>+224(SB), Y15, Y7
+	VBROADCASTI128 16(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VAESENC        Y13, Y2, Y2
+	VAESENC        Y13, Y3, Y3
+	VAESENC        Y13, Y4, Y4
+	VAESENC        Y13, Y5, Y5
+	VAESENC        Y13, Y6, Y6
+	VAESENC        Y13, Y7, Y7
+	VBROADCASTI128 32(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VAESENC        Y13, Y2, Y2
+	VAESENC        Y13, Y3, Y3
+	VAESENC        Y13, Y4, Y4
+	VAESENC        Y13, Y5, Y5
+	VAESENC        Y13, Y6, Y6
+	VAESENC        Y13, Y7, Y7
+	VBROADCASTI128 48(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VAESENC        Y13, Y2, Y2
+	VAESENC        Y13, Y3, Y3
+	VAESENC        Y13, Y4, Y4
+	VAESENC        Y13, Y5, Y5
+	VAESENC        Y13, Y6, Y6
+	VAESENC        Y13, Y7, Y7
+	VBROADCASTI128 64(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VAESENC        Y13, Y2, Y2
+	VAESENC        Y13, Y3, Y3
+	VAESENC        Y13, Y4, Y4
+	VAESENC        Y13, Y5, Y5
+	VAESENC        Y13, Y6, Y6
+	VAESENC        Y13, Y7, Y7
+	VBROADCASTI128 80(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VAESENC        Y13, Y2, Y2
+	VAESENC        Y13, Y3, Y3
+	VAESENC        Y13, Y4, Y4
+	VAESENC        Y13, Y5, Y5
+	VAESENC        Y13, Y6, Y6
+	VAESENC        Y13, Y7, Y7
+	VBROADCASTI128 96(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VAESENC        Y13, Y2, Y2
+	VAESENC        Y13, Y3, Y3
+	VAESENC        Y13, Y4, Y4
+	VAESENC        Y13, Y5, Y5
+	VAESENC        Y13, Y6, Y6
+	VAESENC        Y13, Y7, Y7
+	VBROADCASTI128 112(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VAESENC        Y13, Y2, Y2
+	VAESENC        Y13, Y3, Y3
+	VAESENC        Y13, Y4, Y4
+	VAESENC        Y13, Y5, Y5
+	VAESENC        Y13, Y6, Y6
+	VAESENC        Y13, Y7, Y7
+	VBROADCASTI128 128(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VAESENC        Y13, Y2, Y2
+	VAESENC        Y13, Y3, Y3
+	VAESENC        Y13, Y4, Y4
+	VAESENC        Y13, Y5, Y5
+	VAESENC        Y13, Y6, Y6
+	VAESENC        Y13, Y7, Y7
+	VBROADCASTI128 144(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VAESENC        Y13, Y2, Y2
+	VAESENC        Y13, Y3, Y3
+	VAESENC        Y13, Y4, Y4
+	VAESENC        Y13, Y5, Y5
+	VAESENC        Y13, Y6, Y6
+	VAESENC        Y13, Y7, Y7
+	VBROADCASTI128 160(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VAESENC        Y13, Y2, Y2
+	VAESENC        Y13, Y3, Y3
+	VAESENC        Y13, Y4, Y4
+	VAESENC        Y13, Y5, Y5
+	VAESENC        Y13, Y6, Y6
+	VAESENC        Y13, Y7, Y7
+	VBROADCASTI128 176(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VAESENC        Y13, Y2, Y2
+	VAESENC        Y13, Y3, Y3
+	VAESENC        Y13, Y4, Y4
+	VAESENC        Y13, Y5, Y5
+	VAESENC        Y13, Y6, Y6
+	VAESENC        Y13, Y7, Y7
+	VBROADCASTI128 192(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VAESENC        Y13, Y2, Y2
+	VAESENC        Y13, Y3, Y3
+	VAESENC        Y13, Y4, Y4
+	VAESENC        Y13, Y5, Y5
+	VAESENC        Y13, Y6, Y6
+	VAESENC        Y13, Y7, Y7
+	VBROADCASTI128 208(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VAESENC        Y13, Y2, Y2
+	VAESENC        Y13, Y3, Y3
+	VAESENC        Y13, Y4, Y4
+	VAESENC        Y13, Y5, Y5
+	VAESENC        Y13, Y6, Y6
+	VAESENC        Y13, Y7, Y7
+	VBROADCASTI128 224(DX), Y13
+	VPXOR          (BX), Y13, Y12
+	VAESENCLAST    Y12, Y0, Y0
+	VMOVDQU        Y0, (AX)
+	VPXOR          32(BX), Y13, Y12
+	VAESENCLAST    Y12, Y1, Y1
+	VMOVDQU        Y1, 32(AX)
+	VPXOR          64(BX), Y13, Y12
+	VAESENCLAST    Y12, Y2, Y2
+	VMOVDQU        Y2, 64(AX)
+	VPXOR          96(BX), Y13, Y12
+	VAESENCLAST    Y12, Y3, Y3
+	VMOVDQU        Y3, 96(AX)
+	VPXOR          128(BX), Y13, Y12
+	VAESENCLAST    Y12, Y4, Y4
+	VMOVDQU        Y4, 128(AX)
+	VPXOR          160(BX), Y13, Y12
+	VAESENCLAST    Y12, Y5, Y5
+	VMOVDQU        Y5, 160(AX)
+	VPXOR          192(BX), Y13, Y12
+	VAESENCLAST    Y12, Y6, Y6
+	VMOVDQU        Y6, 192(AX)
+	VPXOR          224(BX), Y13, Y12
+	VAESENCLAST    Y12, Y7, Y7
+	VMOVDQU        Y7, 224(AX)
+	ADDQ           $0x00000100, BX
+	SUBQ           $0x00000100, CX
+	CMPQ           CX, $0x00000100
+	JB             drain
+
+loop:
+	PREFETCHT0     2048(AX)
+	PREFETCHT0     2112(AX)
+	PREFETCHT0     2176(AX)
+	PREFETCHT0     2240(AX)
+	VPXOR          counterXor256<>+0(SB), Y15, Y0
+	VPXOR          counterXor256<>+32(SB), Y15, Y1
+	VPXOR          counterXor256<>+64(SB), Y15, Y2
+	VPXOR          counterXor256<>+96(SB), Y15, Y3
+	VPXOR          counterXor256<>+128(SB), Y15, Y4
+	VPXOR          counterXor256<>+160(SB), Y15, Y5
+	VPXOR          counterXor256<>+192(SB), Y15, Y6
+	VPADDD         counterGroup256<>+0(SB), Y14, Y14
+	VBROADCASTI128 (DX), Y13
+	VPSHUFB        reverse<>+0(SB), Y14, Y15
+	VPXOR          Y13, Y15, Y15
+	VPXOR          counterXor256<>+224(SB), Y15, Y7
+	VBROADCASTI128 16(DX), Y13
+	VMOVDQU        (AX), Y11
+	VAESENC        Y13, Y0, Y0
+	VPSHUFB        reverse<>+0(SB), Y11, Y11
+	VAESENC        Y13, Y1, Y1
+	VPXOR          Y10, Y11, Y11
+	VAESENC        Y13, Y2, Y2
+	VPCLMULQDQ     $0x00, 576(DX), Y11, Y8
+	VAESENC        Y13, Y3, Y3
+	VAESENC        Y13, Y4, Y4
+	VPCLMULQDQ     $0x11, 576(DX), Y11, Y10
+	VAESENC        Y13, Y5, Y5
+	VPSHUFD        $0x4e, Y11, Y12
+	VAESENC        Y13, Y6, Y6
+	VPXOR          Y12, Y11, Y11
+	VAESENC        Y13, Y7, Y7
+	VBROADCASTI128 32(DX), Y13
+	VPCLMULQDQ     $0x00, 1152(DX), Y11, Y9
+	VAESENC        Y13, Y0, Y0
+	VMOVDQU        32(AX), Y11
+	VAESENC        Y13, Y1, Y1
+	VPSHUFB        reverse<>+0(SB), Y11, Y11
+	VAESENC        Y13, Y2, Y2
+	VAESENC        Y13, Y3, Y3
+	VPCLMULQDQ     $0x00, 608(DX), Y11, Y12
+	VAESENC        Y13, Y4, Y4
+	VPXOR          Y12, Y8, Y8
+	VAESENC        Y13, Y5, Y5
+	VPCLMULQDQ     $0x11, 608(DX), Y11, Y12
+	VAESENC        Y13, Y6, Y6
+	VPXOR          Y12, Y10, Y10
+	VAESENC        Y13, Y7, Y7
+	VBROADCASTI128 48(DX), Y13
+	VPSHUFD        $0x4e, Y11, Y12
+	VAESENC        Y13, Y0, Y0
+	VPXOR          Y12, Y11, Y11
+	VAESENC        Y13, Y1, Y1
+	VPCLMULQDQ     $0x00, 1184(DX), Y11, Y11
+	VAESENC        Y13, Y2, Y2
+	VAESENC        Y13, Y3, Y3
+	VPXOR          Y11, Y9, Y9
+	VAESENC        Y13, Y4, Y4
+	VMOVDQU        64(AX), Y11
+	VAESENC        Y13, Y5, Y5
+	VPSHUFB        reverse<>+0(SB), Y11, Y11
+	VAESENC        Y13, Y6, Y6
+	VAESENC        Y13, Y7, Y7
+	VPCLMULQDQ     $0x00, 640(DX), Y11, Y12
+	VBROADCASTI128 64(DX), Y13
+	VPXOR          Y12, Y8, Y8
+	VAESENC        Y13, Y0, Y0
+	VPCLMULQDQ     $0x11, 640(DX), Y11, Y12
+	VAESENC        Y13, Y1, Y1
+	VPXOR          Y12, Y10, Y10
+	VAESENC        Y13, Y2, Y2
+	VAESENC        Y13, Y3, Y3
+	VPSHUFD        $0x4e, Y11, Y12
+	VAESENC        Y13, Y4, Y4
+	VPXOR          Y12, Y11, Y11
+	VAESENC        Y13, Y5, Y5
+	VPCLMULQDQ     $0x00, 1216(DX), Y11, Y11
+	VAESENC        Y13, Y6, Y6
+	VAESENC        Y13, Y7, Y7
+	VPXOR          Y11, Y9, Y9
+	VBROADCASTI128 80(DX), Y13
+	VMOVDQU        96(AX), Y11
+	VAESENC        Y13, Y0, Y0
+	VPSHUFB        reverse<>+0(SB), Y11, Y11
+	VAESENC        Y13, Y1, Y1
+	VAESENC        Y13, Y2, Y2
+	VPCLMULQDQ     $0x00, 672(DX), Y11, Y12
+	VAESENC        Y13, Y3, Y3
+	VPXOR          Y12, Y8, Y8
+	VAESENC        Y13, Y4, Y4
+	VPCLMULQDQ     $0x11, 672(DX), Y11, Y12
+	VAESENC        Y13, Y5, Y5
+	VPXOR          Y12, Y10, Y10
+	VAESENC        Y13, Y6, Y6
+	VAESENC        Y13, Y7, Y7
+	VPSHUFD        $0x4e, Y11, Y12
+	VBROADCASTI128 96(DX), Y13
+	VPXOR          Y12, Y11, Y11
+	VAESENC        Y13, Y0, Y0
+	VPCLMULQDQ     $0x00, 1248(DX), Y11, Y11
+	VAESENC        Y13, Y1, Y1
+	VAESENC        Y13, Y2, Y2
+	VPXOR          Y11, Y9, Y9
+	VAESENC        Y13, Y3, Y3
+	VMOVDQU        128(AX), Y11
+	VAESENC        Y13, Y4, Y4
+	VPSHUFB        reverse<>+0(SB), Y11, Y11
+	VAESENC        Y13, Y5, Y5
+	VAESENC        Y13, Y6, Y6
+	VPCLMULQDQ     $0x00, 704(DX), Y11, Y12
+	VAESENC        Y13, Y7, Y7
+	VPXOR          Y12, Y8, Y8
+	VBROADCASTI128 112(DX), Y13
+	VPCLMULQDQ     $0x11, 704(DX), Y11, Y12
+	VAESENC        Y13, Y0, Y0
+	VPXOR          Y12, Y10, Y10
+	VAESENC        Y13, Y1, Y1
+	VAESENC        Y13, Y2, Y2
+	VPSHUFD        $0x4e, Y11, Y12
+	VAESENC        Y13, Y3, Y3
+	VPXOR          Y12, Y11, Y11
+	VAESENC        Y13, Y4, Y4
+	VPCLMULQDQ     $0x00, 1280(DX), Y11, Y11
+	VAESENC        Y13, Y5, Y5
+	VAESENC        Y13, Y6, Y6
+	VPXOR          Y11, Y9, Y9
+	VAESENC        Y13, Y7, Y7
+	VMOVDQU        160(AX), Y11
+	VBROADCASTI128 128(DX), Y13
+	VPSHUFB        reverse<>+0(SB), Y11, Y11
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VPCLMULQDQ     $0x00, 736(DX), Y11, Y12
+	VAESENC        Y13, Y2, Y2
+	VPXOR          Y12, Y8, Y8
+	VAESENC        Y13, Y3, Y3
+	VPCLMULQDQ     $0x11, 736(DX), Y11, Y12
+	VAESENC        Y13, Y4, Y4
+	VPXOR          Y12, Y10, Y10
+	VAESENC        Y13, Y5, Y5
+	VAESENC        Y13, Y6, Y6
+	VPSHUFD        $0x4e, Y11, Y12
+	VAESENC        Y13, Y7, Y7
+	VPXOR          Y12, Y11, Y11
+	VBROADCASTI128 144(DX), Y13
+	VPCLMULQDQ     $0x00, 1312(DX), Y11, Y11
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VPXOR          Y11, Y9, Y9
+	VAESENC        Y13, Y2, Y2
+	VMOVDQU        192(AX), Y11
+	VAESENC        Y13, Y3, Y3
+	VPSHUFB        reverse<>+0(SB), Y11, Y11
+	VAESENC        Y13, Y4, Y4
+	VAESENC        Y13, Y5, Y5
+	VPCLMULQDQ     $0x00, 768(DX), Y11, Y12
+	VAESENC        Y13, Y6, Y6
+	VPXOR          Y12, Y8, Y8
+	VAESENC        Y13, Y7, Y7
+	VPCLMULQDQ     $0x11, 768(DX), Y11, Y12
+	VBROADCASTI128 160(DX), Y13
+	VPXOR          Y12, Y10, Y10
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VPSHUFD        $0x4e, Y11, Y12
+	VAESENC        Y13, Y2, Y2
+	VPXOR          Y12, Y11, Y11
+	VAESENC        Y13, Y3, Y3
+	VPCLMULQDQ     $0x00, 1344(DX), Y11, Y11
+	VAESENC        Y13, Y4, Y4
+	VAESENC        Y13, Y5, Y5
+	VPXOR          Y11, Y9, Y9
+	VAESENC        Y13, Y6, Y6
+	VMOVDQU        224(AX), Y11
+	VAESENC        Y13, Y7, Y7
+	VPSHUFB        reverse<>+0(SB), Y11, Y11
+	VBROADCASTI128 176(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VPCLMULQDQ     $0x00, 800(DX), Y11, Y12
+	VAESENC        Y13, Y1, Y1
+	VPXOR          Y12, Y8, Y8
+	VAESENC        Y13, Y2, Y2
+	VPCLMULQDQ     $0x11, 800(DX), Y11, Y12
+	VAESENC        Y13, Y3, Y3
+	VPXOR          Y12, Y10, Y10
+	VAESENC        Y13, Y4, Y4
+	VAESENC        Y13, Y5, Y5
+	VPSHUFD        $0x4e, Y11, Y12
+	VAESENC        Y13, Y6, Y6
+	VPXOR          Y12, Y11, Y11
+	VAESENC        Y13, Y7, Y7
+	VPCLMULQDQ     $0x00, 1376(DX), Y11, Y11
+	VBROADCASTI128 192(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VPXOR          Y11, Y9, Y9
+	VAESENC        Y13, Y1, Y1
+	VPXOR          Y8, Y9, Y9
+	VAESENC        Y13, Y2, Y2
+	VPXOR          Y10, Y9, Y9
+	VAESENC        Y13, Y3, Y3
+	VAESENC        Y13, Y4, Y4
+	VPCLMULQDQ     $0x10, poly<>+0(SB), Y8, Y12
+	VAESENC        Y13, Y5, Y5
+	VPSHUFD        $0x4e, Y8, Y8
+	VAESENC        Y13, Y6, Y6
+	VPXOR          Y12, Y9, Y9
+	VAESENC        Y13, Y7, Y7
+	VPXOR          Y8, Y9, Y9
+	VBROADCASTI128 208(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VPCLMULQDQ     $0x10, poly<>+0(SB), Y9, Y12
+	VAESENC        Y13, Y1, Y1
+	VPSHUFD        $0x4e, Y9, Y9
+	VAESENC        Y13, Y2, Y2
+	VPXOR          Y12, Y10, Y10
+	VAESENC        Y13, Y3, Y3
+	VAESENC        Y13, Y4, Y4
+	VPXOR          Y9, Y10, Y10
+	VAESENC        Y13, Y5, Y5
+	VEXTRACTI128   $0x01, Y10, X12
+	VAESENC        Y13, Y6, Y6
+	VPXOR          X12, X10, X10
+	VAESENC        Y13, Y7, Y7
+	VBROADCASTI128 224(DX), Y13
+	VPXOR          (BX), Y13, Y12
+	VAESENCLAST    Y12, Y0, Y0
+	VMOVDQU        Y0, 256(AX)
+	VPXOR          32(BX), Y13, Y12
+	VAESENCLAST    Y12, Y1, Y1
+	VMOVDQU        Y1, 288(AX)
+	VPXOR          64(BX), Y13, Y12
+	VAESENCLAST    Y12, Y2, Y2
+	VMOVDQU        Y2, 320(AX)
+	VPXOR          96(BX), Y13, Y12
+	VAESENCLAST    Y12, Y3, Y3
+	VMOVDQU        Y3, 352(AX)
+	VPXOR          128(BX), Y13, Y12
+	VAESENCLAST    Y12, Y4, Y4
+	VMOVDQU        Y4, 384(AX)
+	VPXOR          160(BX), Y13, Y12
+	VAESENCLAST    Y12, Y5, Y5
+	VMOVDQU        Y5, 416(AX)
+	VPXOR          192(BX), Y13, Y12
+	VAESENCLAST    Y12, Y6, Y6
+	VMOVDQU        Y6, 448(AX)
+	VPXOR          224(BX), Y13, Y12
+	VAESENCLAST    Y12, Y7, Y7
+	VMOVDQU        Y7, 480(AX)
+	ADDQ           $0x00000100, BX
+	ADDQ           $0x00000100, AX
+	SUBQ           $0x00000100, CX
+	CMPQ           CX, $0x00000100
+	JAE            loop
+
+drain:
+	VMOVDQU      (AX), Y11
+	VPSHUFB      reverse<>+0(SB), Y11, Y11
+	VPXOR        Y10, Y11, Y11
+	VPCLMULQDQ   $0x00, 576(DX), Y11, Y8
+	VPCLMULQDQ   $0x11, 576(DX), Y11, Y10
+	VPSHUFD      $0x4e, Y11, Y12
+	VPXOR        Y12, Y11, Y11
+	VPCLMULQDQ   $0x00, 1152(DX), Y11, Y9
+	VMOVDQU      32(AX), Y11
+	VPSHUFB      reverse<>+0(SB), Y11, Y11
+	VPCLMULQDQ   $0x00, 608(DX), Y11, Y12
+	VPXOR        Y12, Y8, Y8
+	VPCLMULQDQ   $0x11, 608(DX), Y11, Y12
+	VPXOR        Y12, Y10, Y10
+	VPSHUFD      $0x4e, Y11, Y12
+	VPXOR        Y12, Y11, Y11
+	VPCLMULQDQ   $0x00, 1184(DX), Y11, Y11
+	VPXOR        Y11, Y9, Y9
+	VMOVDQU      64(AX), Y11
+	VPSHUFB      reverse<>+0(SB), Y11, Y11
+	VPCLMULQDQ   $0x00, 640(DX), Y11, Y12
+	VPXOR        Y12, Y8, Y8
+	VPCLMULQDQ   $0x11, 640(DX), Y11, Y12
+	VPXOR        Y12, Y10, Y10
+	VPSHUFD      $0x4e, Y11, Y12
+	VPXOR        Y12, Y11, Y11
+	VPCLMULQDQ   $0x00, 1216(DX), Y11, Y11
+	VPXOR        Y11, Y9, Y9
+	VMOVDQU      96(AX), Y11
+	VPSHUFB      reverse<>+0(SB), Y11, Y11
+	VPCLMULQDQ   $0x00, 672(DX), Y11, Y12
+	VPXOR        Y12, Y8, Y8
+	VPCLMULQDQ   $0x11, 672(DX), Y11, Y12
+	VPXOR        Y12, Y10, Y10
+	VPSHUFD      $0x4e, Y11, Y12
+	VPXOR        Y12, Y11, Y11
+	VPCLMULQDQ   $0x00, 1248(DX), Y11, Y11
+	VPXOR        Y11, Y9, Y9
+	VMOVDQU      128(AX), Y11
+	VPSHUFB      reverse<>+0(SB), Y11, Y11
+	VPCLMULQDQ   $0x00, 704(DX), Y11, Y12
+	VPXOR        Y12, Y8, Y8
+	VPCLMULQDQ   $0x11, 704(DX), Y11, Y12
+	VPXOR        Y12, Y10, Y10
+	VPSHUFD      $0x4e, Y11, Y12
+	VPXOR        Y12, Y11, Y11
+	VPCLMULQDQ   $0x00, 1280(DX), Y11, Y11
+	VPXOR        Y11, Y9, Y9
+	VMOVDQU      160(AX), Y11
+	VPSHUFB      reverse<>+0(SB), Y11, Y11
+	VPCLMULQDQ   $0x00, 736(DX), Y11, Y12
+	VPXOR        Y12, Y8, Y8
+	VPCLMULQDQ   $0x11, 736(DX), Y11, Y12
+	VPXOR        Y12, Y10, Y10
+	VPSHUFD      $0x4e, Y11, Y12
+	VPXOR        Y12, Y11, Y11
+	VPCLMULQDQ   $0x00, 1312(DX), Y11, Y11
+	VPXOR        Y11, Y9, Y9
+	VMOVDQU      192(AX), Y11
+	VPSHUFB      reverse<>+0(SB), Y11, Y11
+	VPCLMULQDQ   $0x00, 768(DX), Y11, Y12
+	VPXOR        Y12, Y8, Y8
+	VPCLMULQDQ   $0x11, 768(DX), Y11, Y12
+	VPXOR        Y12, Y10, Y10
+	VPSHUFD      $0x4e, Y11, Y12
+	VPXOR        Y12, Y11, Y11
+	VPCLMULQDQ   $0x00, 1344(DX), Y11, Y11
+	VPXOR        Y11, Y9, Y9
+	VMOVDQU      224(AX), Y11
+	VPSHUFB      reverse<>+0(SB), Y11, Y11
+	VPCLMULQDQ   $0x00, 800(DX), Y11, Y12
+	VPXOR        Y12, Y8, Y8
+	VPCLMULQDQ   $0x11, 800(DX), Y11, Y12
+	VPXOR        Y12, Y10, Y10
+	VPSHUFD      $0x4e, Y11, Y12
+	VPXOR        Y12, Y11, Y11
+	VPCLMULQDQ   $0x00, 1376(DX), Y11, Y11
+	VPXOR        Y11, Y9, Y9
+	VPXOR        Y8, Y9, Y9
+	VPXOR        Y10, Y9, Y9
+	VPCLMULQDQ   $0x10, poly<>+0(SB), Y8, Y12
+	VPSHUFD      $0x4e, Y8, Y8
+	VPXOR        Y12, Y9, Y9
+	VPXOR        Y8, Y9, Y9
+	VPCLMULQDQ   $0x10, poly<>+0(SB), Y9, Y12
+	VPSHUFD      $0x4e, Y9, Y9
+	VPXOR        Y12, Y10, Y10
+	VPXOR        Y9, Y10, Y10
+	VEXTRACTI128 $0x01, Y10, X12
+	VPXOR        X12, X10, X10
+	ADDQ         $0x00000100, AX
+
+tail:
+	CMPQ    104(SI), $0x00
+	JNE     last
+	VMOVDQU X10, 16(SI)
+	VZEROALL
+	RET
+
+last:
+	VMOVDQA        Y10, Y15
+	VPXOR          Y8, Y8, Y8
+	VPXOR          Y9, Y9, Y9
+	VPXOR          Y10, Y10, Y10
+	LEAQ           15(CX), R8
+	ANDQ           $-16, R8
+	LEAQ           816(DX), DI
+	SUBQ           R8, DI
+	VPADDD         counterAdd<>+0(SB), Y14, Y14
+	CMPQ           CX, $0x00000080
+	JB             less128
+	VBROADCASTI128 (DX), Y13
+	VPSHUFB        reverse<>+0(SB), Y14, Y0
+	VPADDD         counterTwo<>+0(SB), Y14, Y14
+	VPXOR          Y13, Y0, Y0
+	VPSHUFB        reverse<>+0(SB), Y14, Y1
+	VPADDD         counterTwo<>+0(SB), Y14, Y14
+	VPXOR          Y13, Y1, Y1
+	VPSHUFB        reverse<>+0(SB), Y14, Y2
+	VPADDD         counterTwo<>+0(SB), Y14, Y14
+	VPXOR          Y13, Y2, Y2
+	VPSHUFB        reverse<>+0(SB), Y14, Y3
+	VPADDD         counterTwo<>+0(SB), Y14, Y14
+	VPXOR          Y13, Y3, Y3
+	VBROADCASTI128 16(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VAESENC        Y13, Y2, Y2
+	VAESENC        Y13, Y3, Y3
+	VBROADCASTI128 32(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VAESENC        Y13, Y2, Y2
+	VAESENC        Y13, Y3, Y3
+	VBROADCASTI128 48(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VAESENC        Y13, Y2, Y2
+	VAESENC        Y13, Y3, Y3
+	VBROADCASTI128 64(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VAESENC        Y13, Y2, Y2
+	VAESENC        Y13, Y3, Y3
+	VBROADCASTI128 80(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VAESENC        Y13, Y2, Y2
+	VAESENC        Y13, Y3, Y3
+	VBROADCASTI128 96(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VAESENC        Y13, Y2, Y2
+	VAESENC        Y13, Y3, Y3
+	VBROADCASTI128 112(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VAESENC        Y13, Y2, Y2
+	VAESENC        Y13, Y3, Y3
+	VBROADCASTI128 128(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VAESENC        Y13, Y2, Y2
+	VAESENC        Y13, Y3, Y3
+	VBROADCASTI128 144(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VAESENC        Y13, Y2, Y2
+	VAESENC        Y13, Y3, Y3
+	VBROADCASTI128 160(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VAESENC        Y13, Y2, Y2
+	VAESENC        Y13, Y3, Y3
+	VBROADCASTI128 176(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VAESENC        Y13, Y2, Y2
+	VAESENC        Y13, Y3, Y3
+	VBROADCASTI128 192(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VAESENC        Y13, Y2, Y2
+	VAESENC        Y13, Y3, Y3
+	VBROADCASTI128 208(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VAESENC        Y13, Y2, Y2
+	VAESENC        Y13, Y3, Y3
+	VBROADCASTI128 224(DX), Y13
+	VAESENCLAST    Y13, Y0, Y0
+	VAESENCLAST    Y13, Y1, Y1
+	VAESENCLAST    Y13, Y2, Y2
+	VAESENCLAST    Y13, Y3, Y3
+	VPXOR          (BX), Y0, Y0
+	VMOVDQU        Y0, (AX)
+	VPSHUFB        reverse<>+0(SB), Y0, Y0
+	VPXOR          Y15, Y0, Y0
+	VPXOR          Y15, Y15, Y15
+	VPCLMULQDQ     $0x00, (DI), Y0, Y12
+	VPXOR          Y12, Y8, Y8
+	VPCLMULQDQ     $0x01, (DI), Y0, Y12
+	VPXOR          Y12, Y9, Y9
+	VPCLMULQDQ     $0x10, (DI), Y0, Y12
+	VPXOR          Y12, Y9, Y9
+	VPCLMULQDQ     $0x11, (DI), Y0, Y12
+	VPXOR          Y12, Y10, Y10
+	VPXOR          32(BX), Y1, Y1
+	VMOVDQU        Y1, 32(AX)
+	VPSHUFB        reverse<>+0(SB), Y1, Y1
+	VPXOR          Y15, Y1, Y1
+	VPXOR          Y15, Y15, Y15
+	VPCLMULQDQ     $0x00, 32(DI), Y1, Y12
+	VPXOR          Y12, Y8, Y8
+	VPCLMULQDQ     $0x01, 32(DI), Y1, Y12
+	VPXOR          Y12, Y9, Y9
+	VPCLMULQDQ     $0x10, 32(DI), Y1, Y12
+	VPXOR          Y12, Y9, Y9
+	VPCLMULQDQ     $0x11, 32(DI), Y1, Y12
+	VPXOR          Y12, Y10, Y10
+	VPXOR          64(BX), Y2, Y2
+	VMOVDQU        Y2, 64(AX)
+	VPSHUFB        reverse<>+0(SB), Y2, Y2
+	VPXOR          Y15, Y2, Y2
+	VPXOR          Y15, Y15, Y15
+	VPCLMULQDQ     $0x00, 64(DI), Y2, Y12
+	VPXOR          Y12, Y8, Y8
+	VPCLMULQDQ     $0x01, 64(DI), Y2, Y12
+	VPXOR          Y12, Y9, Y9
+	VPCLMULQDQ     $0x10, 64(DI), Y2, Y12
+	VPXOR          Y12, Y9, Y9
+	VPCLMULQDQ     $0x11, 64(DI), Y2, Y12
+	VPXOR          Y12, Y10, Y10
+	VPXOR          96(BX), Y3, Y3
+	VMOVDQU        Y3, 96(AX)
+	VPSHUFB        reverse<>+0(SB), Y3, Y3
+	VPXOR          Y15, Y3, Y3
+	VPXOR          Y15, Y15, Y15
+	VPCLMULQDQ     $0x00, 96(DI), Y3, Y12
+	VPXOR          Y12, Y8, Y8
+	VPCLMULQDQ     $0x01, 96(DI), Y3, Y12
+	VPXOR          Y12, Y9, Y9
+	VPCLMULQDQ     $0x10, 96(DI), Y3, Y12
+	VPXOR          Y12, Y9, Y9
+	VPCLMULQDQ     $0x11, 96(DI), Y3, Y12
+	VPXOR          Y12, Y10, Y10
+	ADDQ           $0x00000080, BX
+	ADDQ           $0x00000080, AX
+	ADDQ           $0x00000080, DI
+	SUBQ           $0x00000080, CX
+
+less128:
+	CMPQ           CX, $0x00000040
+	JB             less64
+	VBROADCASTI128 (DX), Y13
+	VPSHUFB        reverse<>+0(SB), Y14, Y0
+	VPADDD         counterTwo<>+0(SB), Y14, Y14
+	VPXOR          Y13, Y0, Y0
+	VPSHUFB        reverse<>+0(SB), Y14, Y1
+	VPADDD         counterTwo<>+0(SB), Y14, Y14
+	VPXOR          Y13, Y1, Y1
+	VBROADCASTI128 16(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VBROADCASTI128 32(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VBROADCASTI128 48(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VBROADCASTI128 64(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VBROADCASTI128 80(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VBROADCASTI128 96(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VBROADCASTI128 112(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VBROADCASTI128 128(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VBROADCASTI128 144(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VBROADCASTI128 160(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VBROADCASTI128 176(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VBROADCASTI128 192(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VBROADCASTI128 208(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VBROADCASTI128 224(DX), Y13
+	VAESENCLAST    Y13, Y0, Y0
+	VAESENCLAST    Y13, Y1, Y1
+	VPXOR          (BX), Y0, Y0
+	VMOVDQU        Y0, (AX)
+	VPSHUFB        reverse<>+0(SB), Y0, Y0
+	VPXOR          Y15, Y0, Y0
+	VPXOR          Y15, Y15, Y15
+	VPCLMULQDQ     $0x00, (DI), Y0, Y12
+	VPXOR          Y12, Y8, Y8
+	VPCLMULQDQ     $0x01, (DI), Y0, Y12
+	VPXOR          Y12, Y9, Y9
+	VPCLMULQDQ     $0x10, (DI), Y0, Y12
+	VPXOR          Y12, Y9, Y9
+	VPCLMULQDQ     $0x11, (DI), Y0, Y12
+	VPXOR          Y12, Y10, Y10
+	VPXOR          32(BX), Y1, Y1
+	VMOVDQU        Y1, 32(AX)
+	VPSHUFB        reverse<>+0(SB), Y1, Y1
+	VPXOR          Y15, Y1, Y1
+	VPXOR          Y15, Y15, Y15
+	VPCLMULQDQ     $0x00, 32(DI), Y1, Y12
+	VPXOR          Y12, Y8, Y8
+	VPCLMULQDQ     $0x01, 32(DI), Y1, Y12
+	VPXOR          Y12, Y9, Y9
+	VPCLMULQDQ     $0x10, 32(DI), Y1, Y12
+	VPXOR          Y12, Y9, Y9
+	VPCLMULQDQ     $0x11, 32(DI), Y1, Y12
+	VPXOR          Y12, Y10, Y10
+	ADDQ           $0x00000040, BX
+	ADDQ           $0x00000040, AX
+	ADDQ           $0x00000040, DI
+	SUBQ           $0x00000040, CX
+
+less64:
+	CMPQ           CX, $0x00000020
+	JB             less32
+	VBROADCASTI128 (DX), Y13
+	VPSHUFB        reverse<>+0(SB), Y14, Y0
+	VPADDD         counterTwo<>+0(SB), Y14, Y14
+	VPXOR          Y13, Y0, Y0
+	VBROADCASTI128 16(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 32(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 48(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 64(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 80(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 96(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 112(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 128(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 144(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 160(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 176(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 192(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 208(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 224(DX), Y13
+	VAESENCLAST    Y13, Y0, Y0
+	VPXOR          (BX), Y0, Y0
+	VMOVDQU        Y0, (AX)
+	VPSHUFB        reverse<>+0(SB), Y0, Y0
+	VPXOR          Y15, Y0, Y0
+	VPXOR          Y15, Y15, Y15
+	VPCLMULQDQ     $0x00, (DI), Y0, Y12
+	VPXOR          Y12, Y8, Y8
+	VPCLMULQDQ     $0x01, (DI), Y0, Y12
+	VPXOR          Y12, Y9, Y9
+	VPCLMULQDQ     $0x10, (DI), Y0, Y12
+	VPXOR          Y12, Y9, Y9
+	VPCLMULQDQ     $0x11, (DI), Y0, Y12
+	VPXOR          Y12, Y10, Y10
+	ADDQ           $0x00000020, BX
+	ADDQ           $0x00000020, AX
+	ADDQ           $0x00000020, DI
+	SUBQ           $0x00000020, CX
+
+less32:
+	TESTQ   CX, CX
+	JZ      whole
+	VPXOR   Y12, Y12, Y12
+	VMOVDQU Y12, (SP)
+	LEAQ    (SP), R8
+	MOVQ    BX, R9
+	TESTQ   $0x00000010, CX
+	JZ      in16
+	VMOVDQU (R9), X11
+	VMOVDQU X11, (R8)
+	ADDQ    $0x10, R9
+	ADDQ    $0x10, R8
+
+in16:
+	TESTQ $0x00000008, CX
+	JZ    in8
+	MOVQ  (R9), R10
+	MOVQ  R10, (R8)
+	ADDQ  $0x08, R9
+	ADDQ  $0x08, R8
+
+in8:
+	TESTQ $0x00000004, CX
+	JZ    in4
+	MOVL  (R9), R10
+	MOVL  R10, (R8)
+	ADDQ  $0x04, R9
+	ADDQ  $0x04, R8
+
+in4:
+	TESTQ $0x00000002, CX
+	JZ    in2
+	MOVW  (R9), R10
+	MOVW  R10, (R8)
+	ADDQ  $0x02, R9
+	ADDQ  $0x02, R8
+
+in2:
+	TESTQ $0x00000001, CX
+	JZ    in1
+	MOVB  (R9), R10
+	MOVB  R10, (R8)
+
+in1:
+	XORL           R10, R10
+	VMOVDQU        (SP), Y4
+	VMOVDQU        Y12, (SP)
+	VBROADCASTI128 (DX), Y13
+	VPSHUFB        reverse<>+0(SB), Y14, Y0
+	VPADDD         counterTwo<>+0(SB), Y14, Y14
+	VPXOR          Y13, Y0, Y0
+	VBROADCASTI128 16(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 32(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 48(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 64(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 80(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 96(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 112(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 128(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 144(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 160(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 176(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 192(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 208(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 224(DX), Y13
+	VAESENCLAST    Y13, Y0, Y0
+	VPXOR          Y4, Y0, Y0
+	VMOVDQU        Y0, (SP)
+	MOVQ           AX, R8
+	LEAQ           (SP), R9
+	TESTQ          $0x00000010, CX
+	JZ             out16
+	VMOVDQU        (R9), X11
+	VMOVDQU        X11, (R8)
+	ADDQ           $0x10, R9
+	ADDQ           $0x10, R8
+
+out16:
+	TESTQ $0x00000008, CX
+	JZ    out8
+	MOVQ  (R9), R10
+	MOVQ  R10, (R8)
+	ADDQ  $0x08, R9
+	ADDQ  $0x08, R8
+
+out8:
+	TESTQ $0x00000004, CX
+	JZ    out4
+	MOVL  (R9), R10
+	MOVL  R10, (R8)
+	ADDQ  $0x04, R9
+	ADDQ  $0x04, R8
+
+out4:
+	TESTQ $0x00000002, CX
+	JZ    out2
+	MOVW  (R9), R10
+	MOVW  R10, (R8)
+	ADDQ  $0x02, R9
+	ADDQ  $0x02, R8
+
+out2:
+	TESTQ $0x00000001, CX
+	JZ    out1
+	MOVB  (R9), R10
+	MOVB  R10, (R8)
+
+out1:
+	XORL       R10, R10
+	VPXOR      Y12, Y12, Y12
+	VMOVDQU    Y12, (SP)
+	LEAQ       keep256<>+32(SB), R8
+	SUBQ       CX, R8
+	VPAND      (R8), Y0, Y4
+	VPSHUFB    reverse<>+0(SB), Y4, Y4
+	VPXOR      Y15, Y4, Y4
+	VPXOR      Y15, Y15, Y15
+	VPCLMULQDQ $0x00, (DI), Y4, Y12
+	VPXOR      Y12, Y8, Y8
+	VPCLMULQDQ $0x01, (DI), Y4, Y12
+	VPXOR      Y12, Y9, Y9
+	VPCLMULQDQ $0x10, (DI), Y4, Y12
+	VPXOR      Y12, Y9, Y9
+	VPCLMULQDQ $0x11, (DI), Y4, Y12
+	VPXOR      Y12, Y10, Y10
+
+whole:
+	VMOVDQU      48(SI), X0
+	VPXOR        Y15, Y0, Y0
+	VPCLMULQDQ   $0x00, 816(DX), X0, X1
+	VPCLMULQDQ   $0x01, 816(DX), X0, X2
+	VPCLMULQDQ   $0x10, 816(DX), X0, X4
+	VPCLMULQDQ   $0x11, 816(DX), X0, X3
+	VPXOR        X4, X2, X2
+	VPXOR        Y1, Y8, Y8
+	VPXOR        Y2, Y9, Y9
+	VPXOR        Y3, Y10, Y10
+	VPCLMULQDQ   $0x10, poly<>+0(SB), Y8, Y12
+	VPSHUFD      $0x4e, Y8, Y8
+	VPXOR        Y12, Y9, Y9
+	VPXOR        Y8, Y9, Y9
+	VPCLMULQDQ   $0x10, poly<>+0(SB), Y9, Y12
+	VPSHUFD      $0x4e, Y9, Y9
+	VPXOR        Y12, Y10, Y10
+	VPXOR        Y9, Y10, Y10
+	VEXTRACTI128 $0x01, Y10, X12
+	VPXOR        X12, X10, X10
+	VPSHUFB      reverse<>+0(SB), X10, X10
+	VPXOR        32(SI), X10, X10
+	VMOVDQU      X10, 64(SI)
+	VZEROALL
+	RET
+
+// func open256AES256(k *byte, s *byte, dst *byte, src *byte, n int)
+// Requires: AES, AVX, AVX2, MMX+, PCLMULQDQ, VAES, VPCLMULQDQ
+TEXT ·open256AES256(SB), NOSPLIT, $32-40
+	MOVQ        k+0(FP), DX
+	MOVQ        s+8(FP), SI
+	MOVQ        dst+16(FP), AX
+	MOVQ        src+24(FP), BX
+	MOVQ        n+32(FP), CX
+	VMOVDQU     16(SI), X10
+	CMPQ        96(SI), $0x00
+	JE          begun
+	VMOVDQU     (SI), X0
+	MOVL        $0x01000000, R8
+	VPINSRD     $0x03, R8, X0, X0
+	VPXOR       (DX), X0, X0
+	VAESENC     16(DX), X0, X0
+	VAESENC     32(DX), X0, X0
+	VAESENC     48(DX), X0, X0
+	VAESENC     64(DX), X0, X0
+	VAESENC     80(DX), X0, X0
+	VAESENC     96(DX), X0, X0
+	VAESENC     112(DX), X0, X0
+	VAESENC     128(DX), X0, X0
+	VAESENC     144(DX), X0, X0
+	VAESENC     160(DX), X0, X0
+	VAESENC     176(DX), X0, X0
+	VAESENC     192(DX), X0, X0
+	VAESENC     208(DX), X0, X0
+	VAESENCLAST 224(DX), X0, X0
+	VMOVDQU     X0, 32(SI)
+
+begun:
+	VBROADCASTI128 (SI), Y15
+	VPSHUFB        reverse<>+0(SB), Y15, Y14
+	VBROADCASTI128 (DX), Y13
+	VPXOR          Y13, Y15, Y15
+	CMPQ           CX, $0x00000100
+	JB             tail
+
+loop:
+	PREFETCHT0     2048(BX)
+	PREFETCHT0     2112(BX)
+	PREFETCHT0     2176(BX)
+	PREFETCHT0     2240(BX)
+	VPXOR          counterXor256<>+0(SB), Y15, Y0
+	VPXOR          counterXor256<>+32(SB), Y15, Y1
+	VPXOR          counterXor256<>+64(SB), Y15, Y2
+	VPXOR          counterXor256<>+96(SB), Y15, Y3
+	VPXOR          counterXor256<>+128(SB), Y15, Y4
+	VPXOR          counterXor256<>+160(SB), Y15, Y5
+	VPXOR          counterXor256<>+192(SB), Y15, Y6
+	VPADDD         counterGroup256<>+0(SB), Y14, Y14
+	VBROADCASTI128 (DX), Y13
+	VPSHUFB        reverse<>+0(SB), Y14, Y15
+	VPXOR          Y13, Y15, Y15
+	VPXOR          counterXor256<>+224(SB), Y15, Y7
+	VBROADCASTI128 16(DX), Y13
+	VMOVDQU        (BX), Y11
+	VAESENC        Y13, Y0, Y0
+	VPSHUFB        reverse<>+0(SB), Y11, Y11
+	VAESENC        Y13, Y1, Y1
+	VPXOR          Y10, Y11, Y11
+	VAESENC        Y13, Y2, Y2
+	VPCLMULQDQ     $0x00, 576(DX), Y11, Y8
+	VAESENC        Y13, Y3, Y3
+	VAESENC        Y13, Y4, Y4
+	VPCLMULQDQ     $0x11, 576(DX), Y11, Y10
+	VAESENC        Y13, Y5, Y5
+	VPSHUFD        $0x4e, Y11, Y12
+	VAESENC        Y13, Y6, Y6
+	VPXOR          Y12, Y11, Y11
+	VAESENC        Y13, Y7, Y7
+	VBROADCASTI128 32(DX), Y13
+	VPCLMULQDQ     $0x00, 1152(DX), Y11, Y9
+	VAESENC        Y13, Y0, Y0
+	VMOVDQU        32(BX), Y11
+	VAESENC        Y13, Y1, Y1
+	VPSHUFB        reverse<>+0(SB), Y11, Y11
+	VAESENC        Y13, Y2, Y2
+	VAESENC        Y13, Y3, Y3
+	VPCLMULQDQ     $0x00, 608(DX), Y11, Y12
+	VAESENC        Y13, Y4, Y4
+	VPXOR          Y12, Y8, Y8
+	VAESENC        Y13, Y5, Y5
+	VPCLMULQDQ     $0x11, 608(DX), Y11, Y12
+	VAESENC        Y13, Y6, Y6
+	VPXOR          Y12, Y10, Y10
+	VAESENC        Y13, Y7, Y7
+	VBROADCASTI128 48(DX), Y13
+	VPSHUFD        $0x4e, Y11, Y12
+	VAESENC        Y13, Y0, Y0
+	VPXOR          Y12, Y11, Y11
+	VAESENC        Y13, Y1, Y1
+	VPCLMULQDQ     $0x00, 1184(DX), Y11, Y11
+	VAESENC        Y13, Y2, Y2
+	VAESENC        Y13, Y3, Y3
+	VPXOR          Y11, Y9, Y9
+	VAESENC        Y13, Y4, Y4
+	VMOVDQU        64(BX), Y11
+	VAESENC        Y13, Y5, Y5
+	VPSHUFB        reverse<>+0(SB), Y11, Y11
+	VAESENC        Y13, Y6, Y6
+	VAESENC        Y13, Y7, Y7
+	VPCLMULQDQ     $0x00, 640(DX), Y11, Y12
+	VBROADCASTI128 64(DX), Y13
+	VPXOR          Y12, Y8, Y8
+	VAESENC        Y13, Y0, Y0
+	VPCLMULQDQ     $0x11, 640(DX), Y11, Y12
+	VAESENC        Y13, Y1, Y1
+	VPXOR          Y12, Y10, Y10
+	VAESENC        Y13, Y2, Y2
+	VAESENC        Y13, Y3, Y3
+	VPSHUFD        $0x4e, Y11, Y12
+	VAESENC        Y13, Y4, Y4
+	VPXOR          Y12, Y11, Y11
+	VAESENC        Y13, Y5, Y5
+	VPCLMULQDQ     $0x00, 1216(DX), Y11, Y11
+	VAESENC        Y13, Y6, Y6
+	VAESENC        Y13, Y7, Y7
+	VPXOR          Y11, Y9, Y9
+	VBROADCASTI128 80(DX), Y13
+	VMOVDQU        96(BX), Y11
+	VAESENC        Y13, Y0, Y0
+	VPSHUFB        reverse<>+0(SB), Y11, Y11
+	VAESENC        Y13, Y1, Y1
+	VAESENC        Y13, Y2, Y2
+	VPCLMULQDQ     $0x00, 672(DX), Y11, Y12
+	VAESENC        Y13, Y3, Y3
+	VPXOR          Y12, Y8, Y8
+	VAESENC        Y13, Y4, Y4
+	VPCLMULQDQ     $0x11, 672(DX), Y11, Y12
+	VAESENC        Y13, Y5, Y5
+	VPXOR          Y12, Y10, Y10
+	VAESENC        Y13, Y6, Y6
+	VAESENC        Y13, Y7, Y7
+	VPSHUFD        $0x4e, Y11, Y12
+	VBROADCASTI128 96(DX), Y13
+	VPXOR          Y12, Y11, Y11
+	VAESENC        Y13, Y0, Y0
+	VPCLMULQDQ     $0x00, 1248(DX), Y11, Y11
+	VAESENC        Y13, Y1, Y1
+	VAESENC        Y13, Y2, Y2
+	VPXOR          Y11, Y9, Y9
+	VAESENC        Y13, Y3, Y3
+	VMOVDQU        128(BX), Y11
+	VAESENC        Y13, Y4, Y4
+	VPSHUFB        reverse<>+0(SB), Y11, Y11
+	VAESENC        Y13, Y5, Y5
+	VAESENC        Y13, Y6, Y6
+	VPCLMULQDQ     $0x00, 704(DX), Y11, Y12
+	VAESENC        Y13, Y7, Y7
+	VPXOR          Y12, Y8, Y8
+	VBROADCASTI128 112(DX), Y13
+	VPCLMULQDQ     $0x11, 704(DX), Y11, Y12
+	VAESENC        Y13, Y0, Y0
+	VPXOR          Y12, Y10, Y10
+	VAESENC        Y13, Y1, Y1
+	VAESENC        Y13, Y2, Y2
+	VPSHUFD        $0x4e, Y11, Y12
+	VAESENC        Y13, Y3, Y3
+	VPXOR          Y12, Y11, Y11
+	VAESENC        Y13, Y4, Y4
+	VPCLMULQDQ     $0x00, 1280(DX), Y11, Y11
+	VAESENC        Y13, Y5, Y5
+	VAESENC        Y13, Y6, Y6
+	VPXOR          Y11, Y9, Y9
+	VAESENC        Y13, Y7, Y7
+	VMOVDQU        160(BX), Y11
+	VBROADCASTI128 128(DX), Y13
+	VPSHUFB        reverse<>+0(SB), Y11, Y11
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VPCLMULQDQ     $0x00, 736(DX), Y11, Y12
+	VAESENC        Y13, Y2, Y2
+	VPXOR          Y12, Y8, Y8
+	VAESENC        Y13, Y3, Y3
+	VPCLMULQDQ     $0x11, 736(DX), Y11, Y12
+	VAESENC        Y13, Y4, Y4
+	VPXOR          Y12, Y10, Y10
+	VAESENC        Y13, Y5, Y5
+	VAESENC        Y13, Y6, Y6
+	VPSHUFD        $0x4e, Y11, Y12
+	VAESENC        Y13, Y7, Y7
+	VPXOR          Y12, Y11, Y11
+	VBROADCASTI128 144(DX), Y13
+	VPCLMULQDQ     $0x00, 1312(DX), Y11, Y11
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VPXOR          Y11, Y9, Y9
+	VAESENC        Y13, Y2, Y2
+	VMOVDQU        192(BX), Y11
+	VAESENC        Y13, Y3, Y3
+	VPSHUFB        reverse<>+0(SB), Y11, Y11
+	VAESENC        Y13, Y4, Y4
+	VAESENC        Y13, Y5, Y5
+	VPCLMULQDQ     $0x00, 768(DX), Y11, Y12
+	VAESENC        Y13, Y6, Y6
+	VPXOR          Y12, Y8, Y8
+	VAESENC        Y13, Y7, Y7
+	VPCLMULQDQ     $0x11, 768(DX), Y11, Y12
+	VBROADCASTI128 160(DX), Y13
+	VPXOR          Y12, Y10, Y10
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VPSHUFD        $0x4e, Y11, Y12
+	VAESENC        Y13, Y2, Y2
+	VPXOR          Y12, Y11, Y11
+	VAESENC        Y13, Y3, Y3
+	VPCLMULQDQ     $0x00, 1344(DX), Y11, Y11
+	VAESENC        Y13, Y4, Y4
+	VAESENC        Y13, Y5, Y5
+	VPXOR          Y11, Y9, Y9
+	VAESENC        Y13, Y6, Y6
+	VMOVDQU        224(BX), Y11
+	VAESENC        Y13, Y7, Y7
+	VPSHUFB        reverse<>+0(SB), Y11, Y11
+	VBROADCASTI128 176(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VPCLMULQDQ     $0x00, 800(DX), Y11, Y12
+	VAESENC        Y13, Y1, Y1
+	VPXOR          Y12, Y8, Y8
+	VAESENC        Y13, Y2, Y2
+	VPCLMULQDQ     $0x11, 800(DX), Y11, Y12
+	VAESENC        Y13, Y3, Y3
+	VPXOR          Y12, Y10, Y10
+	VAESENC        Y13, Y4, Y4
+	VAESENC        Y13, Y5, Y5
+	VPSHUFD        $0x4e, Y11, Y12
+	VAESENC        Y13, Y6, Y6
+	VPXOR          Y12, Y11, Y11
+	VAESENC        Y13, Y7, Y7
+	VPCLMULQDQ     $0x00, 1376(DX), Y11, Y11
+	VBROADCASTI128 192(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VPXOR          Y11, Y9, Y9
+	VAESENC        Y13, Y1, Y1
+	VPXOR          Y8, Y9, Y9
+	VAESENC        Y13, Y2, Y2
+	VPXOR          Y10, Y9, Y9
+	VAESENC        Y13, Y3, Y3
+	VAESENC        Y13, Y4, Y4
+	VPCLMULQDQ     $0x10, poly<>+0(SB), Y8, Y12
+	VAESENC        Y13, Y5, Y5
+	VPSHUFD        $0x4e, Y8, Y8
+	VAESENC        Y13, Y6, Y6
+	VPXOR          Y12, Y9, Y9
+	VAESENC        Y13, Y7, Y7
+	VPXOR          Y8, Y9, Y9
+	VBROADCASTI128 208(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VPCLMULQDQ     $0x10, poly<>+0(SB), Y9, Y12
+	VAESENC        Y13, Y1, Y1
+	VPSHUFD        $0x4e, Y9, Y9
+	VAESENC        Y13, Y2, Y2
+	VPXOR          Y12, Y10, Y10
+	VAESENC        Y13, Y3, Y3
+	VAESENC        Y13, Y4, Y4
+	VPXOR          Y9, Y10, Y10
+	VAESENC        Y13, Y5, Y5
+	VEXTRACTI128   $0x01, Y10, X12
+	VAESENC        Y13, Y6, Y6
+	VPXOR          X12, X10, X10
+	VAESENC        Y13, Y7, Y7
+	VBROADCASTI128 224(DX), Y13
+	VPXOR          (BX), Y13, Y12
+	VAESENCLAST    Y12, Y0, Y0
+	VMOVDQU        Y0, (AX)
+	VPXOR          32(BX), Y13, Y12
+	VAESENCLAST    Y12, Y1, Y1
+	VMOVDQU        Y1, 32(AX)
+	VPXOR          64(BX), Y13, Y12
+	VAESENCLAST    Y12, Y2, Y2
+	VMOVDQU        Y2, 64(AX)
+	VPXOR          96(BX), Y13, Y12
+	VAESENCLAST    Y12, Y3, Y3
+	VMOVDQU        Y3, 96(AX)
+	VPXOR          128(BX), Y13, Y12
+	VAESENCLAST    Y12, Y4, Y4
+	VMOVDQU        Y4, 128(AX)
+	VPXOR          160(BX), Y13, Y12
+	VAESENCLAST    Y12, Y5, Y5
+	VMOVDQU        Y5, 160(AX)
+	VPXOR          192(BX), Y13, Y12
+	VAESENCLAST    Y12, Y6, Y6
+	VMOVDQU        Y6, 192(AX)
+	VPXOR          224(BX), Y13, Y12
+	VAESENCLAST    Y12, Y7, Y7
+	VMOVDQU        Y7, 224(AX)
+	ADDQ           $0x00000100, BX
+	ADDQ           $0x00000100, AX
+	SUBQ           $0x00000100, CX
+	CMPQ           CX, $0x00000100
+	JAE            loop
+
+tail:
+	CMPQ    104(SI), $0x00
+	JNE     last
+	VMOVDQU X10, 16(SI)
+	VZEROALL
+	RET
+
+last:
+	VMOVDQA        Y10, Y15
+	VPXOR          Y8, Y8, Y8
+	VPXOR          Y9, Y9, Y9
+	VPXOR          Y10, Y10, Y10
+	LEAQ           15(CX), R8
+	ANDQ           $-16, R8
+	LEAQ           816(DX), DI
+	SUBQ           R8, DI
+	VPADDD         counterAdd<>+0(SB), Y14, Y14
+	CMPQ           CX, $0x00000080
+	JB             less128
+	VBROADCASTI128 (DX), Y13
+	VPSHUFB        reverse<>+0(SB), Y14, Y0
+	VPADDD         counterTwo<>+0(SB), Y14, Y14
+	VPXOR          Y13, Y0, Y0
+	VPSHUFB        reverse<>+0(SB), Y14, Y1
+	VPADDD         counterTwo<>+0(SB), Y14, Y14
+	VPXOR          Y13, Y1, Y1
+	VPSHUFB        reverse<>+0(SB), Y14, Y2
+	VPADDD         counterTwo<>+0(SB), Y14, Y14
+	VPXOR          Y13, Y2, Y2
+	VPSHUFB        reverse<>+0(SB), Y14, Y3
+	VPADDD         counterTwo<>+0(SB), Y14, Y14
+	VPXOR          Y13, Y3, Y3
+	VBROADCASTI128 16(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VAESENC        Y13, Y2, Y2
+	VAESENC        Y13, Y3, Y3
+	VBROADCASTI128 32(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VAESENC        Y13, Y2, Y2
+	VAESENC        Y13, Y3, Y3
+	VBROADCASTI128 48(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VAESENC        Y13, Y2, Y2
+	VAESENC        Y13, Y3, Y3
+	VBROADCASTI128 64(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VAESENC        Y13, Y2, Y2
+	VAESENC        Y13, Y3, Y3
+	VBROADCASTI128 80(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VAESENC        Y13, Y2, Y2
+	VAESENC        Y13, Y3, Y3
+	VBROADCASTI128 96(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VAESENC        Y13, Y2, Y2
+	VAESENC        Y13, Y3, Y3
+	VBROADCASTI128 112(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VAESENC        Y13, Y2, Y2
+	VAESENC        Y13, Y3, Y3
+	VBROADCASTI128 128(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VAESENC        Y13, Y2, Y2
+	VAESENC        Y13, Y3, Y3
+	VBROADCASTI128 144(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VAESENC        Y13, Y2, Y2
+	VAESENC        Y13, Y3, Y3
+	VBROADCASTI128 160(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VAESENC        Y13, Y2, Y2
+	VAESENC        Y13, Y3, Y3
+	VBROADCASTI128 176(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VAESENC        Y13, Y2, Y2
+	VAESENC        Y13, Y3, Y3
+	VBROADCASTI128 192(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VAESENC        Y13, Y2, Y2
+	VAESENC        Y13, Y3, Y3
+	VBROADCASTI128 208(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VAESENC        Y13, Y2, Y2
+	VAESENC        Y13, Y3, Y3
+	VBROADCASTI128 224(DX), Y13
+	VAESENCLAST    Y13, Y0, Y0
+	VAESENCLAST    Y13, Y1, Y1
+	VAESENCLAST    Y13, Y2, Y2
+	VAESENCLAST    Y13, Y3, Y3
+	VMOVDQU        (BX), Y13
+	VPXOR          Y13, Y0, Y0
+	VMOVDQU        Y0, (AX)
+	VPSHUFB        reverse<>+0(SB), Y13, Y13
+	VPXOR          Y15, Y13, Y13
+	VPXOR          Y15, Y15, Y15
+	VPCLMULQDQ     $0x00, (DI), Y13, Y12
+	VPXOR          Y12, Y8, Y8
+	VPCLMULQDQ     $0x01, (DI), Y13, Y12
+	VPXOR          Y12, Y9, Y9
+	VPCLMULQDQ     $0x10, (DI), Y13, Y12
+	VPXOR          Y12, Y9, Y9
+	VPCLMULQDQ     $0x11, (DI), Y13, Y12
+	VPXOR          Y12, Y10, Y10
+	VMOVDQU        32(BX), Y13
+	VPXOR          Y13, Y1, Y1
+	VMOVDQU        Y1, 32(AX)
+	VPSHUFB        reverse<>+0(SB), Y13, Y13
+	VPXOR          Y15, Y13, Y13
+	VPXOR          Y15, Y15, Y15
+	VPCLMULQDQ     $0x00, 32(DI), Y13, Y12
+	VPXOR          Y12, Y8, Y8
+	VPCLMULQDQ     $0x01, 32(DI), Y13, Y12
+	VPXOR          Y12, Y9, Y9
+	VPCLMULQDQ     $0x10, 32(DI), Y13, Y12
+	VPXOR          Y12, Y9, Y9
+	VPCLMULQDQ     $0x11, 32(DI), Y13, Y12
+	VPXOR          Y12, Y10, Y10
+	VMOVDQU        64(BX), Y13
+	VPXOR          Y13, Y2, Y2
+	VMOVDQU        Y2, 64(AX)
+	VPSHUFB        reverse<>+0(SB), Y13, Y13
+	VPXOR          Y15, Y13, Y13
+	VPXOR          Y15, Y15, Y15
+	VPCLMULQDQ     $0x00, 64(DI), Y13, Y12
+	VPXOR          Y12, Y8, Y8
+	VPCLMULQDQ     $0x01, 64(DI), Y13, Y12
+	VPXOR          Y12, Y9, Y9
+	VPCLMULQDQ     $0x10, 64(DI), Y13, Y12
+	VPXOR          Y12, Y9, Y9
+	VPCLMULQDQ     $0x11, 64(DI), Y13, Y12
+	VPXOR          Y12, Y10, Y10
+	VMOVDQU        96(BX), Y13
+	VPXOR          Y13, Y3, Y3
+	VMOVDQU        Y3, 96(AX)
+	VPSHUFB        reverse<>+0(SB), Y13, Y13
+	VPXOR          Y15, Y13, Y13
+	VPXOR          Y15, Y15, Y15
+	VPCLMULQDQ     $0x00, 96(DI), Y13, Y12
+	VPXOR          Y12, Y8, Y8
+	VPCLMULQDQ     $0x01, 96(DI), Y13, Y12
+	VPXOR          Y12, Y9, Y9
+	VPCLMULQDQ     $0x10, 96(DI), Y13, Y12
+	VPXOR          Y12, Y9, Y9
+	VPCLMULQDQ     $0x11, 96(DI), Y13, Y12
+	VPXOR          Y12, Y10, Y10
+	ADDQ           $0x00000080, BX
+	ADDQ           $0x00000080, AX
+	ADDQ           $0x00000080, DI
+	SUBQ           $0x00000080, CX
+
+less128:
+	CMPQ           CX, $0x00000040
+	JB             less64
+	VBROADCASTI128 (DX), Y13
+	VPSHUFB        reverse<>+0(SB), Y14, Y0
+	VPADDD         counterTwo<>+0(SB), Y14, Y14
+	VPXOR          Y13, Y0, Y0
+	VPSHUFB        reverse<>+0(SB), Y14, Y1
+	VPADDD         counterTwo<>+0(SB), Y14, Y14
+	VPXOR          Y13, Y1, Y1
+	VBROADCASTI128 16(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VBROADCASTI128 32(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VBROADCASTI128 48(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VBROADCASTI128 64(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VBROADCASTI128 80(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VBROADCASTI128 96(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VBROADCASTI128 112(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VBROADCASTI128 128(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VBROADCASTI128 144(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VBROADCASTI128 160(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VBROADCASTI128 176(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VBROADCASTI128 192(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VBROADCASTI128 208(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VBROADCASTI128 224(DX), Y13
+	VAESENCLAST    Y13, Y0, Y0
+	VAESENCLAST    Y13, Y1, Y1
+	VMOVDQU        (BX), Y13
+	VPXOR          Y13, Y0, Y0
+	VMOVDQU        Y0, (AX)
+	VPSHUFB        reverse<>+0(SB), Y13, Y13
+	VPXOR          Y15, Y13, Y13
+	VPXOR          Y15, Y15, Y15
+	VPCLMULQDQ     $0x00, (DI), Y13, Y12
+	VPXOR          Y12, Y8, Y8
+	VPCLMULQDQ     $0x01, (DI), Y13, Y12
+	VPXOR          Y12, Y9, Y9
+	VPCLMULQDQ     $0x10, (DI), Y13, Y12
+	VPXOR          Y12, Y9, Y9
+	VPCLMULQDQ     $0x11, (DI), Y13, Y12
+	VPXOR          Y12, Y10, Y10
+	VMOVDQU        32(BX), Y13
+	VPXOR          Y13, Y1, Y1
+	VMOVDQU        Y1, 32(AX)
+	VPSHUFB        reverse<>+0(SB), Y13, Y13
+	VPXOR          Y15, Y13, Y13
+	VPXOR          Y15, Y15, Y15
+	VPCLMULQDQ     $0x00, 32(DI), Y13, Y12
+	VPXOR          Y12, Y8, Y8
+	VPCLMULQDQ     $0x01, 32(DI), Y13, Y12
+	VPXOR          Y12, Y9, Y9
+	VPCLMULQDQ     $0x10, 32(DI), Y13, Y12
+	VPXOR          Y12, Y9, Y9
+	VPCLMULQDQ     $0x11, 32(DI), Y13, Y12
+	VPXOR          Y12, Y10, Y10
+	ADDQ           $0x00000040, BX
+	ADDQ           $0x00000040, AX
+	ADDQ           $0x00000040, DI
+	SUBQ           $0x00000040, CX
+
+less64:
+	CMPQ           CX, $0x00000020
+	JB             less32
+	VBROADCASTI128 (DX), Y13
+	VPSHUFB        reverse<>+0(SB), Y14, Y0
+	VPADDD         counterTwo<>+0(SB), Y14, Y14
+	VPXOR          Y13, Y0, Y0
+	VBROADCASTI128 16(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 32(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 48(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 64(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 80(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 96(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 112(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 128(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 144(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 160(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 176(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 192(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 208(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 224(DX), Y13
+	VAESENCLAST    Y13, Y0, Y0
+	VMOVDQU        (BX), Y13
+	VPXOR          Y13, Y0, Y0
+	VMOVDQU        Y0, (AX)
+	VPSHUFB        reverse<>+0(SB), Y13, Y13
+	VPXOR          Y15, Y13, Y13
+	VPXOR          Y15, Y15, Y15
+	VPCLMULQDQ     $0x00, (DI), Y13, Y12
+	VPXOR          Y12, Y8, Y8
+	VPCLMULQDQ     $0x01, (DI), Y13, Y12
+	VPXOR          Y12, Y9, Y9
+	VPCLMULQDQ     $0x10, (DI), Y13, Y12
+	VPXOR          Y12, Y9, Y9
+	VPCLMULQDQ     $0x11, (DI), Y13, Y12
+	VPXOR          Y12, Y10, Y10
+	ADDQ           $0x00000020, BX
+	ADDQ           $0x00000020, AX
+	ADDQ           $0x00000020, DI
+	SUBQ           $0x00000020, CX
+
+less32:
+	TESTQ   CX, CX
+	JZ      whole
+	VPXOR   Y12, Y12, Y12
+	VMOVDQU Y12, (SP)
+	LEAQ    (SP), R8
+	MOVQ    BX, R9
+	TESTQ   $0x00000010, CX
+	JZ      in16
+	VMOVDQU (R9), X11
+	VMOVDQU X11, (R8)
+	ADDQ    $0x10, R9
+	ADDQ    $0x10, R8
+
+in16:
+	TESTQ $0x00000008, CX
+	JZ    in8
+	MOVQ  (R9), R10
+	MOVQ  R10, (R8)
+	ADDQ  $0x08, R9
+	ADDQ  $0x08, R8
+
+in8:
+	TESTQ $0x00000004, CX
+	JZ    in4
+	MOVL  (R9), R10
+	MOVL  R10, (R8)
+	ADDQ  $0x04, R9
+	ADDQ  $0x04, R8
+
+in4:
+	TESTQ $0x00000002, CX
+	JZ    in2
+	MOVW  (R9), R10
+	MOVW  R10, (R8)
+	ADDQ  $0x02, R9
+	ADDQ  $0x02, R8
+
+in2:
+	TESTQ $0x00000001, CX
+	JZ    in1
+	MOVB  (R9), R10
+	MOVB  R10, (R8)
+
+in1:
+	XORL           R10, R10
+	VMOVDQU        (SP), Y4
+	VMOVDQU        Y12, (SP)
+	VBROADCASTI128 (DX), Y13
+	VPSHUFB        reverse<>+0(SB), Y14, Y0
+	VPADDD         counterTwo<>+0(SB), Y14, Y14
+	VPXOR          Y13, Y0, Y0
+	VBROADCASTI128 16(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 32(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 48(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 64(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 80(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 96(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 112(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 128(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 144(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 160(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 176(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 192(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 208(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 224(DX), Y13
+	VAESENCLAST    Y13, Y0, Y0
+	VPXOR          Y4, Y0, Y0
+	VMOVDQU        Y0, (SP)
+	MOVQ           AX, R8
+	LEAQ           (SP), R9
+	TESTQ          $0x00000010, CX
+	JZ             out16
+	VMOVDQU        (R9), X11
+	VMOVDQU        X11, (R8)
+	ADDQ           $0x10, R9
+	ADDQ           $0x10, R8
+
+out16:
+	TESTQ $0x00000008, CX
+	JZ    out8
+	MOVQ  (R9), R10
+	MOVQ  R10, (R8)
+	ADDQ  $0x08, R9
+	ADDQ  $0x08, R8
+
+out8:
+	TESTQ $0x00000004, CX
+	JZ    out4
+	MOVL  (R9), R10
+	MOVL  R10, (R8)
+	ADDQ  $0x04, R9
+	ADDQ  $0x04, R8
+
+out4:
+	TESTQ $0x00000002, CX
+	JZ    out2
+	MOVW  (R9), R10
+	MOVW  R10, (R8)
+	ADDQ  $0x02, R9
+	ADDQ  $0x02, R8
+
+out2:
+	TESTQ $0x00000001, CX
+	JZ    out1
+	MOVB  (R9), R10
+	MOVB  R10, (R8)
+
+out1:
+	XORL       R10, R10
+	VPXOR      Y12, Y12, Y12
+	VMOVDQU    Y12, (SP)
+	VPSHUFB    reverse<>+0(SB), Y4, Y4
+	VPXOR      Y15, Y4, Y4
+	VPXOR      Y15, Y15, Y15
+	VPCLMULQDQ $0x00, (DI), Y4, Y12
+	VPXOR      Y12, Y8, Y8
+	VPCLMULQDQ $0x01, (DI), Y4, Y12
+	VPXOR      Y12, Y9, Y9
+	VPCLMULQDQ $0x10, (DI), Y4, Y12
+	VPXOR      Y12, Y9, Y9
+	VPCLMULQDQ $0x11, (DI), Y4, Y12
+	VPXOR      Y12, Y10, Y10
+
+whole:
+	VMOVDQU      48(SI), X0
+	VPXOR        Y15, Y0, Y0
+	VPCLMULQDQ   $0x00, 816(DX), X0, X1
+	VPCLMULQDQ   $0x01, 816(DX), X0, X2
+	VPCLMULQDQ   $0x10, 816(DX), X0, X4
+	VPCLMULQDQ   $0x11, 816(DX), X0, X3
+	VPXOR        X4, X2, X2
+	VPXOR        Y1, Y8, Y8
+	VPXOR        Y2, Y9, Y9
+	VPXOR        Y3, Y10, Y10
+	VPCLMULQDQ   $0x10, poly<>+0(SB), Y8, Y12
+	VPSHUFD      $0x4e, Y8, Y8
+	VPXOR        Y12, Y9, Y9
+	VPXOR        Y8, Y9, Y9
+	VPCLMULQDQ   $0x10, poly<>+0(SB), Y9, Y12
+	VPSHUFD      $0x4e, Y9, Y9
+	VPXOR        Y12, Y10, Y10
+	VPXOR        Y9, Y10, Y10
+	VEXTRACTI128 $0x01, Y10, X12
+	VPXOR        X12, X10, X10
+	VPSHUFB      reverse<>+0(SB), X10, X10
+	VPXOR        32(SI), X10, X10
+	VMOVDQU      X10, 64(SI)
+	VZEROALL
+	RET
+
+// func seal256AES128(k *byte, s *byte, dst *byte, src *byte, n int)
+// Requires: AES, AVX, AVX2, MMX+, PCLMULQDQ, VAES, VPCLMULQDQ
+TEXT ·seal256AES128(SB), NOSPLIT, $32-40
+	MOVQ        k+0(FP), DX
+	MOVQ        s+8(FP), SI
+	MOVQ        dst+16(FP), AX
+	MOVQ        src+24(FP), BX
+	MOVQ        n+32(FP), CX
+	VMOVDQU     16(SI), X10
+	CMPQ        96(SI), $0x00
+	JE          begun
+	VMOVDQU     (SI), X0
+	MOVL        $0x01000000, R8
+	VPINSRD     $0x03, R8, X0, X0
+	VPXOR       (DX), X0, X0
+	VAESENC     16(DX), X0, X0
+	VAESENC     32(DX), X0, X0
+	VAESENC     48(DX), X0, X0
+	VAESENC     64(DX), X0, X0
+	VAESENC     80(DX), X0, X0
+	VAESENC     96(DX), X0, X0
+	VAESENC     112(DX), X0, X0
+	VAESENC     128(DX), X0, X0
+	VAESENC     144(DX), X0, X0
+	VAESENCLAST 160(DX), X0, X0
+	VMOVDQU     X0, 32(SI)
+
+begun:
+	VBROADCASTI128 (SI), Y15
+	VPSHUFB        reverse<>+0(SB), Y15, Y14
+	VBROADCASTI128 (DX), Y13
+	VPXOR          Y13, Y15, Y15
+	CMPQ           CX, $0x00000100
+	JB             tail
+	VPXOR          counterXor256<>+0(SB), Y15, Y0
+	VPXOR          counterXor256<>+32(SB), Y15, Y1
+	VPXOR          counterXor256<>+64(SB), Y15, Y2
+	VPXOR          counterXor256<>+96(SB), Y15, Y3
+	VPXOR          counterXor256<>+128(SB), Y15, Y4
+	VPXOR          counterXor256<>+160(SB), Y15, Y5
+	VPXOR          counterXor256<>+192(SB), Y15, Y6
+	VPADDD         counterGroup256<>+0(SB), Y14, Y14
+	VBROADCASTI128 (DX), Y13
+	VPSHUFB        reverse<>+0(SB), Y14, Y15
+	VPXOR          Y13, Y15, Y15
+	VPXOR          counterXor256<>+224(SB), Y15, Y7
+	VBROADCASTI128 16(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VAESENC        Y13, Y2, Y2
+	VAESENC        Y13, Y3, Y3
+	VAESENC        Y13, Y4, Y4
+	VAESENC        Y13, Y5, Y5
+	VAESENC        Y13, Y6, Y6
+	VAESENC        Y13, Y7, Y7
+	VBROADCASTI128 32(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VAESENC        Y13, Y2, Y2
+	VAESENC        Y13, Y3, Y3
+	VAESENC        Y13, Y4, Y4
+	VAESENC        Y13, Y5, Y5
+	VAESENC        Y13, Y6, Y6
+	VAESENC        Y13, Y7, Y7
+	VBROADCASTI128 48(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VAESENC        Y13, Y2, Y2
+	VAESENC        Y13, Y3, Y3
+	VAESENC        Y13, Y4, Y4
+	VAESENC        Y13, Y5, Y5
+	VAESENC        Y13, Y6, Y6
+	VAESENC        Y13, Y7, Y7
+	VBROADCASTI128 64(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VAESENC        Y13, Y2, Y2
+	VAESENC        Y13, Y3, Y3
+	VAESENC        Y13, Y4, Y4
+	VAESENC        Y13, Y5, Y5
+	VAESENC        Y13, Y6, Y6
+	VAESENC        Y13, Y7, Y7
+	VBROADCASTI128 80(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VAESENC        Y13, Y2, Y2
+	VAESENC        Y13, Y3, Y3
+	VAESENC        Y13, Y4, Y4
+	VAESENC        Y13, Y5, Y5
+	VAESENC        Y13, Y6, Y6
+	VAESENC        Y13, Y7, Y7
+	VBROADCASTI128 96(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VAESENC        Y13, Y2, Y2
+	VAESENC        Y13, Y3, Y3
+	VAESENC        Y13, Y4, Y4
+	VAESENC        Y13, Y5, Y5
+	VAESENC        Y13, Y6, Y6
+	VAESENC        Y13, Y7, Y7
+	VBROADCASTI128 112(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VAESENC        Y13, Y2, Y2
+	VAESENC        Y13, Y3, Y3
+	VAESENC        Y13, Y4, Y4
+	VAESENC        Y13, Y5, Y5
+	VAESENC        Y13, Y6, Y6
+	VAESENC        Y13, Y7, Y7
+	VBROADCASTI128 128(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VAESENC        Y13, Y2, Y2
+	VAESENC        Y13, Y3, Y3
+	VAESENC        Y13, Y4, Y4
+	VAESENC        Y13, Y5, Y5
+	VAESENC        Y13, Y6, Y6
+	VAESENC        Y13, Y7, Y7
+	VBROADCASTI128 144(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VAESENC        Y13, Y2, Y2
+	VAESENC        Y13, Y3, Y3
+	VAESENC        Y13, Y4, Y4
+	VAESENC        Y13, Y5, Y5
+	VAESENC        Y13, Y6, Y6
+	VAESENC        Y13, Y7, Y7
+	VBROADCASTI128 160(DX), Y13
+	VPXOR          (BX), Y13, Y12
+	VAESENCLAST    Y12, Y0, Y0
+	VMOVDQU        Y0, (AX)
+	VPXOR          32(BX), Y13, Y12
+	VAESENCLAST    Y12, Y1, Y1
+	VMOVDQU        Y1, 32(AX)
+	VPXOR          64(BX), Y13, Y12
+	VAESENCLAST    Y12, Y2, Y2
+	VMOVDQU        Y2, 64(AX)
+	VPXOR          96(BX), Y13, Y12
+	VAESENCLAST    Y12, Y3, Y3
+	VMOVDQU        Y3, 96(AX)
+	VPXOR          128(BX), Y13, Y12
+	VAESENCLAST    Y12, Y4, Y4
+	VMOVDQU        Y4, 128(AX)
+	VPXOR          160(BX), Y13, Y12
+	VAESENCLAST    Y12, Y5, Y5
+	VMOVDQU        Y5, 160(AX)
+	VPXOR          192(BX), Y13, Y12
+	VAESENCLAST    Y12, Y6, Y6
+	VMOVDQU        Y6, 192(AX)
+	VPXOR          224(BX), Y13, Y12
+	VAESENCLAST    Y12, Y7, Y7
+	VMOVDQU        Y7, 224(AX)
+	ADDQ           $0x00000100, BX
+	SUBQ           $0x00000100, CX
+	CMPQ           CX, $0x00000100
+	JB             drain
+
+loop:
+	PREFETCHT0     2048(AX)
+	PREFETCHT0     2112(AX)
+	PREFETCHT0     2176(AX)
+	PREFETCHT0     2240(AX)
+	VPXOR          counterXor256<>+0(SB), Y15, Y0
+	VPXOR          counterXor256<>+32(SB), Y15, Y1
+	VPXOR          counterXor256<>+64(SB), Y15, Y2
+	VPXOR          counterXor256<>+96(SB), Y15, Y3
+	VPXOR          counterXor256<>+128(SB), Y15, Y4
+	VPXOR          counterXor256<>+160(SB), Y15, Y5
+	VPXOR          counterXor256<>+192(SB), Y15, Y6
+	VPADDD         counterGroup256<>+0(SB), Y14, Y14
+	VBROADCASTI128 (DX), Y13
+	VPSHUFB        reverse<>+0(SB), Y14, Y15
+	VPXOR          Y13, Y15, Y15
+	VPXOR          counterXor256<>+224(SB), Y15, Y7
+	VBROADCASTI128 16(DX), Y13
+	VMOVDQU        (AX), Y11
+	VPSHUFB        reverse<>+0(SB), Y11, Y11
+	VAESENC        Y13, Y0, Y0
+	VPXOR          Y10, Y11, Y11
+	VAESENC        Y13, Y1, Y1
+	VPCLMULQDQ     $0x00, 576(DX), Y11, Y8
+	VAESENC        Y13, Y2, Y2
+	VPCLMULQDQ     $0x11, 576(DX), Y11, Y10
+	VAESENC        Y13, Y3, Y3
+	VPSHUFD        $0x4e, Y11, Y12
+	VAESENC        Y13, Y4, Y4
+	VPXOR          Y12, Y11, Y11
+	VAESENC        Y13, Y5, Y5
+	VPCLMULQDQ     $0x00, 1152(DX), Y11, Y9
+	VAESENC        Y13, Y6, Y6
+	VMOVDQU        32(AX), Y11
+	VAESENC        Y13, Y7, Y7
+	VPSHUFB        reverse<>+0(SB), Y11, Y11
+	VBROADCASTI128 32(DX), Y13
+	VPCLMULQDQ     $0x00, 608(DX), Y11, Y12
+	VPXOR          Y12, Y8, Y8
+	VAESENC        Y13, Y0, Y0
+	VPCLMULQDQ     $0x11, 608(DX), Y11, Y12
+	VAESENC        Y13, Y1, Y1
+	VPXOR          Y12, Y10, Y10
+	VAESENC        Y13, Y2, Y2
+	VPSHUFD        $0x4e, Y11, Y12
+	VAESENC        Y13, Y3, Y3
+	VPXOR          Y12, Y11, Y11
+	VAESENC        Y13, Y4, Y4
+	VPCLMULQDQ     $0x00, 1184(DX), Y11, Y11
+	VAESENC        Y13, Y5, Y5
+	VPXOR          Y11, Y9, Y9
+	VAESENC        Y13, Y6, Y6
+	VMOVDQU        64(AX), Y11
+	VAESENC        Y13, Y7, Y7
+	VPSHUFB        reverse<>+0(SB), Y11, Y11
+	VBROADCASTI128 48(DX), Y13
+	VPCLMULQDQ     $0x00, 640(DX), Y11, Y12
+	VPXOR          Y12, Y8, Y8
+	VAESENC        Y13, Y0, Y0
+	VPCLMULQDQ     $0x11, 640(DX), Y11, Y12
+	VAESENC        Y13, Y1, Y1
+	VPXOR          Y12, Y10, Y10
+	VAESENC        Y13, Y2, Y2
+	VPSHUFD        $0x4e, Y11, Y12
+	VAESENC        Y13, Y3, Y3
+	VPXOR          Y12, Y11, Y11
+	VAESENC        Y13, Y4, Y4
+	VPCLMULQDQ     $0x00, 1216(DX), Y11, Y11
+	VAESENC        Y13, Y5, Y5
+	VPXOR          Y11, Y9, Y9
+	VAESENC        Y13, Y6, Y6
+	VMOVDQU        96(AX), Y11
+	VAESENC        Y13, Y7, Y7
+	VPSHUFB        reverse<>+0(SB), Y11, Y11
+	VBROADCASTI128 64(DX), Y13
+	VPCLMULQDQ     $0x00, 672(DX), Y11, Y12
+	VPXOR          Y12, Y8, Y8
+	VAESENC        Y13, Y0, Y0
+	VPCLMULQDQ     $0x11, 672(DX), Y11, Y12
+	VAESENC        Y13, Y1, Y1
+	VPXOR          Y12, Y10, Y10
+	VAESENC        Y13, Y2, Y2
+	VPSHUFD        $0x4e, Y11, Y12
+	VAESENC        Y13, Y3, Y3
+	VPXOR          Y12, Y11, Y11
+	VAESENC        Y13, Y4, Y4
+	VPCLMULQDQ     $0x00, 1248(DX), Y11, Y11
+	VAESENC        Y13, Y5, Y5
+	VPXOR          Y11, Y9, Y9
+	VAESENC        Y13, Y6, Y6
+	VMOVDQU        128(AX), Y11
+	VAESENC        Y13, Y7, Y7
+	VPSHUFB        reverse<>+0(SB), Y11, Y11
+	VBROADCASTI128 80(DX), Y13
+	VPCLMULQDQ     $0x00, 704(DX), Y11, Y12
+	VPXOR          Y12, Y8, Y8
+	VAESENC        Y13, Y0, Y0
+	VPCLMULQDQ     $0x11, 704(DX), Y11, Y12
+	VAESENC        Y13, Y1, Y1
+	VPXOR          Y12, Y10, Y10
+	VAESENC        Y13, Y2, Y2
+	VPSHUFD        $0x4e, Y11, Y12
+	VAESENC        Y13, Y3, Y3
+	VPXOR          Y12, Y11, Y11
+	VAESENC        Y13, Y4, Y4
+	VPCLMULQDQ     $0x00, 1280(DX), Y11, Y11
+	VAESENC        Y13, Y5, Y5
+	VPXOR          Y11, Y9, Y9
+	VAESENC        Y13, Y6, Y6
+	VMOVDQU        160(AX), Y11
+	VAESENC        Y13, Y7, Y7
+	VPSHUFB        reverse<>+0(SB), Y11, Y11
+	VBROADCASTI128 96(DX), Y13
+	VPCLMULQDQ     $0x00, 736(DX), Y11, Y12
+	VPXOR          Y12, Y8, Y8
+	VAESENC        Y13, Y0, Y0
+	VPCLMULQDQ     $0x11, 736(DX), Y11, Y12
+	VAESENC        Y13, Y1, Y1
+	VPXOR          Y12, Y10, Y10
+	VAESENC        Y13, Y2, Y2
+	VPSHUFD        $0x4e, Y11, Y12
+	VAESENC        Y13, Y3, Y3
+	VPXOR          Y12, Y11, Y11
+	VAESENC        Y13, Y4, Y4
+	VPCLMULQDQ     $0x00, 1312(DX), Y11, Y11
+	VAESENC        Y13, Y5, Y5
+	VPXOR          Y11, Y9, Y9
+	VAESENC        Y13, Y6, Y6
+	VMOVDQU        192(AX), Y11
+	VAESENC        Y13, Y7, Y7
+	VPSHUFB        reverse<>+0(SB), Y11, Y11
+	VBROADCASTI128 112(DX), Y13
+	VPCLMULQDQ     $0x00, 768(DX), Y11, Y12
+	VPXOR          Y12, Y8, Y8
+	VAESENC        Y13, Y0, Y0
+	VPCLMULQDQ     $0x11, 768(DX), Y11, Y12
+	VAESENC        Y13, Y1, Y1
+	VPXOR          Y12, Y10, Y10
+	VAESENC        Y13, Y2, Y2
+	VPSHUFD        $0x4e, Y11, Y12
+	VAESENC        Y13, Y3, Y3
+	VPXOR          Y12, Y11, Y11
+	VAESENC        Y13, Y4, Y4
+	VPCLMULQDQ     $0x00, 1344(DX), Y11, Y11
+	VAESENC        Y13, Y5, Y5
+	VPXOR          Y11, Y9, Y9
+	VAESENC        Y13, Y6, Y6
+	VMOVDQU        224(AX), Y11
+	VAESENC        Y13, Y7, Y7
+	VPSHUFB        reverse<>+0(SB), Y11, Y11
+	VBROADCASTI128 128(DX), Y13
+	VPCLMULQDQ     $0x00, 800(DX), Y11, Y12
+	VPXOR          Y12, Y8, Y8
+	VAESENC        Y13, Y0, Y0
+	VPCLMULQDQ     $0x11, 800(DX), Y11, Y12
+	VAESENC        Y13, Y1, Y1
+	VPXOR          Y12, Y10, Y10
+	VAESENC        Y13, Y2, Y2
+	VPSHUFD        $0x4e, Y11, Y12
+	VAESENC        Y13, Y3, Y3
+	VPXOR          Y12, Y11, Y11
+	VAESENC        Y13, Y4, Y4
+	VPCLMULQDQ     $0x00, 1376(DX), Y11, Y11
+	VAESENC        Y13, Y5, Y5
+	VPXOR          Y11, Y9, Y9
+	VAESENC        Y13, Y6, Y6
+	VPXOR          Y8, Y9, Y9
+	VAESENC        Y13, Y7, Y7
+	VPXOR          Y10, Y9, Y9
+	VBROADCASTI128 144(DX), Y13
+	VPCLMULQDQ     $0x10, poly<>+0(SB), Y8, Y12
+	VPSHUFD        $0x4e, Y8, Y8
+	VAESENC        Y13, Y0, Y0
+	VPXOR          Y12, Y9, Y9
+	VAESENC        Y13, Y1, Y1
+	VPXOR          Y8, Y9, Y9
+	VAESENC        Y13, Y2, Y2
+	VPCLMULQDQ     $0x10, poly<>+0(SB), Y9, Y12
+	VAESENC        Y13, Y3, Y3
+	VPSHUFD        $0x4e, Y9, Y9
+	VAESENC        Y13, Y4, Y4
+	VPXOR          Y12, Y10, Y10
+	VAESENC        Y13, Y5, Y5
+	VPXOR          Y9, Y10, Y10
+	VAESENC        Y13, Y6, Y6
+	VEXTRACTI128   $0x01, Y10, X12
+	VAESENC        Y13, Y7, Y7
+	VPXOR          X12, X10, X10
+	VBROADCASTI128 160(DX), Y13
+	VPXOR          (BX), Y13, Y12
+	VAESENCLAST    Y12, Y0, Y0
+	VMOVDQU        Y0, 256(AX)
+	VPXOR          32(BX), Y13, Y12
+	VAESENCLAST    Y12, Y1, Y1
+	VMOVDQU        Y1, 288(AX)
+	VPXOR          64(BX), Y13, Y12
+	VAESENCLAST    Y12, Y2, Y2
+	VMOVDQU        Y2, 320(AX)
+	VPXOR          96(BX), Y13, Y12
+	VAESENCLAST    Y12, Y3, Y3
+	VMOVDQU        Y3, 352(AX)
+	VPXOR          128(BX), Y13, Y12
+	VAESENCLAST    Y12, Y4, Y4
+	VMOVDQU        Y4, 384(AX)
+	VPXOR          160(BX), Y13, Y12
+	VAESENCLAST    Y12, Y5, Y5
+	VMOVDQU        Y5, 416(AX)
+	VPXOR          192(BX), Y13, Y12
+	VAESENCLAST    Y12, Y6, Y6
+	VMOVDQU        Y6, 448(AX)
+	VPXOR          224(BX), Y13, Y12
+	VAESENCLAST    Y12, Y7, Y7
+	VMOVDQU        Y7, 480(AX)
+	ADDQ           $0x00000100, BX
+	ADDQ           $0x00000100, AX
+	SUBQ           $0x00000100, CX
+	CMPQ           CX, $0x00000100
+	JAE            loop
+
+drain:
+	VMOVDQU      (AX), Y11
+	VPSHUFB      reverse<>+0(SB), Y11, Y11
+	VPXOR        Y10, Y11, Y11
+	VPCLMULQDQ   $0x00, 576(DX), Y11, Y8
+	VPCLMULQDQ   $0x11, 576(DX), Y11, Y10
+	VPSHUFD      $0x4e, Y11, Y12
+	VPXOR        Y12, Y11, Y11
+	VPCLMULQDQ   $0x00, 1152(DX), Y11, Y9
+	VMOVDQU      32(AX), Y11
+	VPSHUFB      reverse<>+0(SB), Y11, Y11
+	VPCLMULQDQ   $0x00, 608(DX), Y11, Y12
+	VPXOR        Y12, Y8, Y8
+	VPCLMULQDQ   $0x11, 608(DX), Y11, Y12
+	VPXOR        Y12, Y10, Y10
+	VPSHUFD      $0x4e, Y11, Y12
+	VPXOR        Y12, Y11, Y11
+	VPCLMULQDQ   $0x00, 1184(DX), Y11, Y11
+	VPXOR        Y11, Y9, Y9
+	VMOVDQU      64(AX), Y11
+	VPSHUFB      reverse<>+0(SB), Y11, Y11
+	VPCLMULQDQ   $0x00, 640(DX), Y11, Y12
+	VPXOR        Y12, Y8, Y8
+	VPCLMULQDQ   $0x11, 640(DX), Y11, Y12
+	VPXOR        Y12, Y10, Y10
+	VPSHUFD      $0x4e, Y11, Y12
+	VPXOR        Y12, Y11, Y11
+	VPCLMULQDQ   $0x00, 1216(DX), Y11, Y11
+	VPXOR        Y11, Y9, Y9
+	VMOVDQU      96(AX), Y11
+	VPSHUFB      reverse<>+0(SB), Y11, Y11
+	VPCLMULQDQ   $0x00, 672(DX), Y11, Y12
+	VPXOR        Y12, Y8, Y8
+	VPCLMULQDQ   $0x11, 672(DX), Y11, Y12
+	VPXOR        Y12, Y10, Y10
+	VPSHUFD      $0x4e, Y11, Y12
+	VPXOR        Y12, Y11, Y11
+	VPCLMULQDQ   $0x00, 1248(DX), Y11, Y11
+	VPXOR        Y11, Y9, Y9
+	VMOVDQU      128(AX), Y11
+	VPSHUFB      reverse<>+0(SB), Y11, Y11
+	VPCLMULQDQ   $0x00, 704(DX), Y11, Y12
+	VPXOR        Y12, Y8, Y8
+	VPCLMULQDQ   $0x11, 704(DX), Y11, Y12
+	VPXOR        Y12, Y10, Y10
+	VPSHUFD      $0x4e, Y11, Y12
+	VPXOR        Y12, Y11, Y11
+	VPCLMULQDQ   $0x00, 1280(DX), Y11, Y11
+	VPXOR        Y11, Y9, Y9
+	VMOVDQU      160(AX), Y11
+	VPSHUFB      reverse<>+0(SB), Y11, Y11
+	VPCLMULQDQ   $0x00, 736(DX), Y11, Y12
+	VPXOR        Y12, Y8, Y8
+	VPCLMULQDQ   $0x11, 736(DX), Y11, Y12
+	VPXOR        Y12, Y10, Y10
+	VPSHUFD      $0x4e, Y11, Y12
+	VPXOR        Y12, Y11, Y11
+	VPCLMULQDQ   $0x00, 1312(DX), Y11, Y11
+	VPXOR        Y11, Y9, Y9
+	VMOVDQU      192(AX), Y11
+	VPSHUFB      reverse<>+0(SB), Y11, Y11
+	VPCLMULQDQ   $0x00, 768(DX), Y11, Y12
+	VPXOR        Y12, Y8, Y8
+	VPCLMULQDQ   $0x11, 768(DX), Y11, Y12
+	VPXOR        Y12, Y10, Y10
+	VPSHUFD      $0x4e, Y11, Y12
+	VPXOR        Y12, Y11, Y11
+	VPCLMULQDQ   $0x00, 1344(DX), Y11, Y11
+	VPXOR        Y11, Y9, Y9
+	VMOVDQU      224(AX), Y11
+	VPSHUFB      reverse<>+0(SB), Y11, Y11
+	VPCLMULQDQ   $0x00, 800(DX), Y11, Y12
+	VPXOR        Y12, Y8, Y8
+	VPCLMULQDQ   $0x11, 800(DX), Y11, Y12
+	VPXOR        Y12, Y10, Y10
+	VPSHUFD      $0x4e, Y11, Y12
+	VPXOR        Y12, Y11, Y11
+	VPCLMULQDQ   $0x00, 1376(DX), Y11, Y11
+	VPXOR        Y11, Y9, Y9
+	VPXOR        Y8, Y9, Y9
+	VPXOR        Y10, Y9, Y9
+	VPCLMULQDQ   $0x10, poly<>+0(SB), Y8, Y12
+	VPSHUFD      $0x4e, Y8, Y8
+	VPXOR        Y12, Y9, Y9
+	VPXOR        Y8, Y9, Y9
+	VPCLMULQDQ   $0x10, poly<>+0(SB), Y9, Y12
+	VPSHUFD      $0x4e, Y9, Y9
+	VPXOR        Y12, Y10, Y10
+	VPXOR        Y9, Y10, Y10
+	VEXTRACTI128 $0x01, Y10, X12
+	VPXOR        X12, X10, X10
+	ADDQ         $0x00000100, AX
+
+tail:
+	CMPQ    104(SI), $0x00
+	JNE     last
+	VMOVDQU X10, 16(SI)
+	VZEROALL
+	RET
+
+last:
+	VMOVDQA        Y10, Y15
+	VPXOR          Y8, Y8, Y8
+	VPXOR          Y9, Y9, Y9
+	VPXOR          Y10, Y10, Y10
+	LEAQ           15(CX), R8
+	ANDQ           $-16, R8
+	LEAQ           816(DX), DI
+	SUBQ           R8, DI
+	VPADDD         counterAdd<>+0(SB), Y14, Y14
+	CMPQ           CX, $0x00000080
+	JB             less128
+	VBROADCASTI128 (DX), Y13
+	VPSHUFB        reverse<>+0(SB), Y14, Y0
+	VPADDD         counterTwo<>+0(SB), Y14, Y14
+	VPXOR          Y13, Y0, Y0
+	VPSHUFB        reverse<>+0(SB), Y14, Y1
+	VPADDD         counterTwo<>+0(SB), Y14, Y14
+	VPXOR          Y13, Y1, Y1
+	VPSHUFB        reverse<>+0(SB), Y14, Y2
+	VPADDD         counterTwo<>+0(SB), Y14, Y14
+	VPXOR          Y13, Y2, Y2
+	VPSHUFB        reverse<>+0(SB), Y14, Y3
+	VPADDD         counterTwo<>+0(SB), Y14, Y14
+	VPXOR          Y13, Y3, Y3
+	VBROADCASTI128 16(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VAESENC        Y13, Y2, Y2
+	VAESENC        Y13, Y3, Y3
+	VBROADCASTI128 32(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VAESENC        Y13, Y2, Y2
+	VAESENC        Y13, Y3, Y3
+	VBROADCASTI128 48(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VAESENC        Y13, Y2, Y2
+	VAESENC        Y13, Y3, Y3
+	VBROADCASTI128 64(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VAESENC        Y13, Y2, Y2
+	VAESENC        Y13, Y3, Y3
+	VBROADCASTI128 80(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VAESENC        Y13, Y2, Y2
+	VAESENC        Y13, Y3, Y3
+	VBROADCASTI128 96(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VAESENC        Y13, Y2, Y2
+	VAESENC        Y13, Y3, Y3
+	VBROADCASTI128 112(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VAESENC        Y13, Y2, Y2
+	VAESENC        Y13, Y3, Y3
+	VBROADCASTI128 128(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VAESENC        Y13, Y2, Y2
+	VAESENC        Y13, Y3, Y3
+	VBROADCASTI128 144(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VAESENC        Y13, Y2, Y2
+	VAESENC        Y13, Y3, Y3
+	VBROADCASTI128 160(DX), Y13
+	VAESENCLAST    Y13, Y0, Y0
+	VAESENCLAST    Y13, Y1, Y1
+	VAESENCLAST    Y13, Y2, Y2
+	VAESENCLAST    Y13, Y3, Y3
+	VPXOR          (BX), Y0, Y0
+	VMOVDQU        Y0, (AX)
+	VPSHUFB        reverse<>+0(SB), Y0, Y0
+	VPXOR          Y15, Y0, Y0
+	VPXOR          Y15, Y15, Y15
+	VPCLMULQDQ     $0x00, (DI), Y0, Y12
+	VPXOR          Y12, Y8, Y8
+	VPCLMULQDQ     $0x01, (DI), Y0, Y12
+	VPXOR          Y12, Y9, Y9
+	VPCLMULQDQ     $0x10, (DI), Y0, Y12
+	VPXOR          Y12, Y9, Y9
+	VPCLMULQDQ     $0x11, (DI), Y0, Y12
+	VPXOR          Y12, Y10, Y10
+	VPXOR          32(BX), Y1, Y1
+	VMOVDQU        Y1, 32(AX)
+	VPSHUFB        reverse<>+0(SB), Y1, Y1
+	VPXOR          Y15, Y1, Y1
+	VPXOR          Y15, Y15, Y15
+	VPCLMULQDQ     $0x00, 32(DI), Y1, Y12
+	VPXOR          Y12, Y8, Y8
+	VPCLMULQDQ     $0x01, 32(DI), Y1, Y12
+	VPXOR          Y12, Y9, Y9
+	VPCLMULQDQ     $0x10, 32(DI), Y1, Y12
+	VPXOR          Y12, Y9, Y9
+	VPCLMULQDQ     $0x11, 32(DI), Y1, Y12
+	VPXOR          Y12, Y10, Y10
+	VPXOR          64(BX), Y2, Y2
+	VMOVDQU        Y2, 64(AX)
+	VPSHUFB        reverse<>+0(SB), Y2, Y2
+	VPXOR          Y15, Y2, Y2
+	VPXOR          Y15, Y15, Y15
+	VPCLMULQDQ     $0x00, 64(DI), Y2, Y12
+	VPXOR          Y12, Y8, Y8
+	VPCLMULQDQ     $0x01, 64(DI), Y2, Y12
+	VPXOR          Y12, Y9, Y9
+	VPCLMULQDQ     $0x10, 64(DI), Y2, Y12
+	VPXOR          Y12, Y9, Y9
+	VPCLMULQDQ     $0x11, 64(DI), Y2, Y12
+	VPXOR          Y12, Y10, Y10
+	VPXOR          96(BX), Y3, Y3
+	VMOVDQU        Y3, 96(AX)
+	VPSHUFB        reverse<>+0(SB), Y3, Y3
+	VPXOR          Y15, Y3, Y3
+	VPXOR          Y15, Y15, Y15
+	VPCLMULQDQ     $0x00, 96(DI), Y3, Y12
+	VPXOR          Y12, Y8, Y8
+	VPCLMULQDQ     $0x01, 96(DI), Y3, Y12
+	VPXOR          Y12, Y9, Y9
+	VPCLMULQDQ     $0x10, 96(DI), Y3, Y12
+	VPXOR          Y12, Y9, Y9
+	VPCLMULQDQ     $0x11, 96(DI), Y3, Y12
+	VPXOR          Y12, Y10, Y10
+	ADDQ           $0x00000080, BX
+	ADDQ           $0x00000080, AX
+	ADDQ           $0x00000080, DI
+	SUBQ           $0x00000080, CX
+
+less128:
+	CMPQ           CX, $0x00000040
+	JB             less64
+	VBROADCASTI128 (DX), Y13
+	VPSHUFB        reverse<>+0(SB), Y14, Y0
+	VPADDD         counterTwo<>+0(SB), Y14, Y14
+	VPXOR          Y13, Y0, Y0
+	VPSHUFB        reverse<>+0(SB), Y14, Y1
+	VPADDD         counterTwo<>+0(SB), Y14, Y14
+	VPXOR          Y13, Y1, Y1
+	VBROADCASTI128 16(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VBROADCASTI128 32(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VBROADCASTI128 48(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VBROADCASTI128 64(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VBROADCASTI128 80(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VBROADCASTI128 96(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VBROADCASTI128 112(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VBROADCASTI128 128(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VBROADCASTI128 144(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VBROADCASTI128 160(DX), Y13
+	VAESENCLAST    Y13, Y0, Y0
+	VAESENCLAST    Y13, Y1, Y1
+	VPXOR          (BX), Y0, Y0
+	VMOVDQU        Y0, (AX)
+	VPSHUFB        reverse<>+0(SB), Y0, Y0
+	VPXOR          Y15, Y0, Y0
+	VPXOR          Y15, Y15, Y15
+	VPCLMULQDQ     $0x00, (DI), Y0, Y12
+	VPXOR          Y12, Y8, Y8
+	VPCLMULQDQ     $0x01, (DI), Y0, Y12
+	VPXOR          Y12, Y9, Y9
+	VPCLMULQDQ     $0x10, (DI), Y0, Y12
+	VPXOR          Y12, Y9, Y9
+	VPCLMULQDQ     $0x11, (DI), Y0, Y12
+	VPXOR          Y12, Y10, Y10
+	VPXOR          32(BX), Y1, Y1
+	VMOVDQU        Y1, 32(AX)
+	VPSHUFB        reverse<>+0(SB), Y1, Y1
+	VPXOR          Y15, Y1, Y1
+	VPXOR          Y15, Y15, Y15
+	VPCLMULQDQ     $0x00, 32(DI), Y1, Y12
+	VPXOR          Y12, Y8, Y8
+	VPCLMULQDQ     $0x01, 32(DI), Y1, Y12
+	VPXOR          Y12, Y9, Y9
+	VPCLMULQDQ     $0x10, 32(DI), Y1, Y12
+	VPXOR          Y12, Y9, Y9
+	VPCLMULQDQ     $0x11, 32(DI), Y1, Y12
+	VPXOR          Y12, Y10, Y10
+	ADDQ           $0x00000040, BX
+	ADDQ           $0x00000040, AX
+	ADDQ           $0x00000040, DI
+	SUBQ           $0x00000040, CX
+
+less64:
+	CMPQ           CX, $0x00000020
+	JB             less32
+	VBROADCASTI128 (DX), Y13
+	VPSHUFB        reverse<>+0(SB), Y14, Y0
+	VPADDD         counterTwo<>+0(SB), Y14, Y14
+	VPXOR          Y13, Y0, Y0
+	VBROADCASTI128 16(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 32(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 48(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 64(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 80(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 96(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 112(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 128(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 144(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 160(DX), Y13
+	VAESENCLAST    Y13, Y0, Y0
+	VPXOR          (BX), Y0, Y0
+	VMOVDQU        Y0, (AX)
+	VPSHUFB        reverse<>+0(SB), Y0, Y0
+	VPXOR          Y15, Y0, Y0
+	VPXOR          Y15, Y15, Y15
+	VPCLMULQDQ     $0x00, (DI), Y0, Y12
+	VPXOR          Y12, Y8, Y8
+	VPCLMULQDQ     $0x01, (DI), Y0, Y12
+	VPXOR          Y12, Y9, Y9
+	VPCLMULQDQ     $0x10, (DI), Y0, Y12
+	VPXOR          Y12, Y9, Y9
+	VPCLMULQDQ     $0x11, (DI), Y0, Y12
+	VPXOR          Y12, Y10, Y10
+	ADDQ           $0x00000020, BX
+	ADDQ           $0x00000020, AX
+	ADDQ           $0x00000020, DI
+	SUBQ           $0x00000020, CX
+
+less32:
+	TESTQ   CX, CX
+	JZ      whole
+	VPXOR   Y12, Y12, Y12
+	VMOVDQU Y12, (SP)
+	LEAQ    (SP), R8
+	MOVQ    BX, R9
+	TESTQ   $0x00000010, CX
+	JZ      in16
+	VMOVDQU (R9), X11
+	VMOVDQU X11, (R8)
+	ADDQ    $0x10, R9
+	ADDQ    $0x10, R8
+
+in16:
+	TESTQ $0x00000008, CX
+	JZ    in8
+	MOVQ  (R9), R10
+	MOVQ  R10, (R8)
+	ADDQ  $0x08, R9
+	ADDQ  $0x08, R8
+
+in8:
+	TESTQ $0x00000004, CX
+	JZ    in4
+	MOVL  (R9), R10
+	MOVL  R10, (R8)
+	ADDQ  $0x04, R9
+	ADDQ  $0x04, R8
+
+in4:
+	TESTQ $0x00000002, CX
+	JZ    in2
+	MOVW  (R9), R10
+	MOVW  R10, (R8)
+	ADDQ  $0x02, R9
+	ADDQ  $0x02, R8
+
+in2:
+	TESTQ $0x00000001, CX
+	JZ    in1
+	MOVB  (R9), R10
+	MOVB  R10, (R8)
+
+in1:
+	XORL           R10, R10
+	VMOVDQU        (SP), Y4
+	VMOVDQU        Y12, (SP)
+	VBROADCASTI128 (DX), Y13
+	VPSHUFB        reverse<>+0(SB), Y14, Y0
+	VPADDD         counterTwo<>+0(SB), Y14, Y14
+	VPXOR          Y13, Y0, Y0
+	VBROADCASTI128 16(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 32(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 48(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 64(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 80(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 96(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 112(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 128(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 144(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 160(DX), Y13
+	VAESENCLAST    Y13, Y0, Y0
+	VPXOR          Y4, Y0, Y0
+	VMOVDQU        Y0, (SP)
+	MOVQ           AX, R8
+	LEAQ           (SP), R9
+	TESTQ          $0x00000010, CX
+	JZ             out16
+	VMOVDQU        (R9), X11
+	VMOVDQU        X11, (R8)
+	ADDQ           $0x10, R9
+	ADDQ           $0x10, R8
+
+out16:
+	TESTQ $0x00000008, CX
+	JZ    out8
+	MOVQ  (R9), R10
+	MOVQ  R10, (R8)
+	ADDQ  $0x08, R9
+	ADDQ  $0x08, R8
+
+out8:
+	TESTQ $0x00000004, CX
+	JZ    out4
+	MOVL  (R9), R10
+	MOVL  R10, (R8)
+	ADDQ  $0x04, R9
+	ADDQ  $0x04, R8
+
+out4:
+	TESTQ $0x00000002, CX
+	JZ    out2
+	MOVW  (R9), R10
+	MOVW  R10, (R8)
+	ADDQ  $0x02, R9
+	ADDQ  $0x02, R8
+
+out2:
+	TESTQ $0x00000001, CX
+	JZ    out1
+	MOVB  (R9), R10
+	MOVB  R10, (R8)
+
+out1:
+	XORL       R10, R10
+	VPXOR      Y12, Y12, Y12
+	VMOVDQU    Y12, (SP)
+	LEAQ       keep256<>+32(SB), R8
+	SUBQ       CX, R8
+	VPAND      (R8), Y0, Y4
+	VPSHUFB    reverse<>+0(SB), Y4, Y4
+	VPXOR      Y15, Y4, Y4
+	VPXOR      Y15, Y15, Y15
+	VPCLMULQDQ $0x00, (DI), Y4, Y12
+	VPXOR      Y12, Y8, Y8
+	VPCLMULQDQ $0x01, (DI), Y4, Y12
+	VPXOR      Y12, Y9, Y9
+	VPCLMULQDQ $0x10, (DI), Y4, Y12
+	VPXOR      Y12, Y9, Y9
+	VPCLMULQDQ $0x11, (DI), Y4, Y12
+	VPXOR      Y12, Y10, Y10
+
+whole:
+	VMOVDQU      48(SI), X0
+	VPXOR        Y15, Y0, Y0
+	VPCLMULQDQ   $0x00, 816(DX), X0, X1
+	VPCLMULQDQ   $0x01, 816(DX), X0, X2
+	VPCLMULQDQ   $0x10, 816(DX), X0, X4
+	VPCLMULQDQ   $0x11, 816(DX), X0, X3
+	VPXOR        X4, X2, X2
+	VPXOR        Y1, Y8, Y8
+	VPXOR        Y2, Y9, Y9
+	VPXOR        Y3, Y10, Y10
+	VPCLMULQDQ   $0x10, poly<>+0(SB), Y8, Y12
+	VPSHUFD      $0x4e, Y8, Y8
+	VPXOR        Y12, Y9, Y9
+	VPXOR        Y8, Y9, Y9
+	VPCLMULQDQ   $0x10, poly<>+0(SB), Y9, Y12
+	VPSHUFD      $0x4e, Y9, Y9
+	VPXOR        Y12, Y10, Y10
+	VPXOR        Y9, Y10, Y10
+	VEXTRACTI128 $0x01, Y10, X12
+	VPXOR        X12, X10, X10
+	VPSHUFB      reverse<>+0(SB), X10, X10
+	VPXOR        32(SI), X10, X10
+	VMOVDQU      X10, 64(SI)
+	VZEROALL
+	RET
+
+// func open256AES128(k *byte, s *byte, dst *byte, src *byte, n int)
+// Requires: AES, AVX, AVX2, MMX+, PCLMULQDQ, VAES, VPCLMULQDQ
+TEXT ·open256AES128(SB), NOSPLIT, $32-40
+	MOVQ        k+0(FP), DX
+	MOVQ        s+8(FP), SI
+	MOVQ        dst+16(FP), AX
+	MOVQ        src+24(FP), BX
+	MOVQ        n+32(FP), CX
+	VMOVDQU     16(SI), X10
+	CMPQ        96(SI), $0x00
+	JE          begun
+	VMOVDQU     (SI), X0
+	MOVL        $0x01000000, R8
+	VPINSRD     $0x03, R8, X0, X0
+	VPXOR       (DX), X0, X0
+	VAESENC     16(DX), X0, X0
+	VAESENC     32(DX), X0, X0
+	VAESENC     48(DX), X0, X0
+	VAESENC     64(DX), X0, X0
+	VAESENC     80(DX), X0, X0
+	VAESENC     96(DX), X0, X0
+	VAESENC     112(DX), X0, X0
+	VAESENC     128(DX), X0, X0
+	VAESENC     144(DX), X0, X0
+	VAESENCLAST 160(DX), X0, X0
+	VMOVDQU     X0, 32(SI)
+
+begun:
+	VBROADCASTI128 (SI), Y15
+	VPSHUFB        reverse<>+0(SB), Y15, Y14
+	VBROADCASTI128 (DX), Y13
+	VPXOR          Y13, Y15, Y15
+	CMPQ           CX, $0x00000100
+	JB             tail
+
+loop:
+	PREFETCHT0     2048(BX)
+	PREFETCHT0     2112(BX)
+	PREFETCHT0     2176(BX)
+	PREFETCHT0     2240(BX)
+	VPXOR          counterXor256<>+0(SB), Y15, Y0
+	VPXOR          counterXor256<>+32(SB), Y15, Y1
+	VPXOR          counterXor256<>+64(SB), Y15, Y2
+	VPXOR          counterXor256<>+96(SB), Y15, Y3
+	VPXOR          counterXor256<>+128(SB), Y15, Y4
+	VPXOR          counterXor256<>+160(SB), Y15, Y5
+	VPXOR          counterXor256<>+192(SB), Y15, Y6
+	VPADDD         counterGroup256<>+0(SB), Y14, Y14
+	VBROADCASTI128 (DX), Y13
+	VPSHUFB        reverse<>+0(SB), Y14, Y15
+	VPXOR          Y13, Y15, Y15
+	VPXOR          counterXor256<>+224(SB), Y15, Y7
+	VBROADCASTI128 16(DX), Y13
+	VMOVDQU        (BX), Y11
+	VPSHUFB        reverse<>+0(SB), Y11, Y11
+	VAESENC        Y13, Y0, Y0
+	VPXOR          Y10, Y11, Y11
+	VAESENC        Y13, Y1, Y1
+	VPCLMULQDQ     $0x00, 576(DX), Y11, Y8
+	VAESENC        Y13, Y2, Y2
+	VPCLMULQDQ     $0x11, 576(DX), Y11, Y10
+	VAESENC        Y13, Y3, Y3
+	VPSHUFD        $0x4e, Y11, Y12
+	VAESENC        Y13, Y4, Y4
+	VPXOR          Y12, Y11, Y11
+	VAESENC        Y13, Y5, Y5
+	VPCLMULQDQ     $0x00, 1152(DX), Y11, Y9
+	VAESENC        Y13, Y6, Y6
+	VMOVDQU        32(BX), Y11
+	VAESENC        Y13, Y7, Y7
+	VPSHUFB        reverse<>+0(SB), Y11, Y11
+	VBROADCASTI128 32(DX), Y13
+	VPCLMULQDQ     $0x00, 608(DX), Y11, Y12
+	VPXOR          Y12, Y8, Y8
+	VAESENC        Y13, Y0, Y0
+	VPCLMULQDQ     $0x11, 608(DX), Y11, Y12
+	VAESENC        Y13, Y1, Y1
+	VPXOR          Y12, Y10, Y10
+	VAESENC        Y13, Y2, Y2
+	VPSHUFD        $0x4e, Y11, Y12
+	VAESENC        Y13, Y3, Y3
+	VPXOR          Y12, Y11, Y11
+	VAESENC        Y13, Y4, Y4
+	VPCLMULQDQ     $0x00, 1184(DX), Y11, Y11
+	VAESENC        Y13, Y5, Y5
+	VPXOR          Y11, Y9, Y9
+	VAESENC        Y13, Y6, Y6
+	VMOVDQU        64(BX), Y11
+	VAESENC        Y13, Y7, Y7
+	VPSHUFB        reverse<>+0(SB), Y11, Y11
+	VBROADCASTI128 48(DX), Y13
+	VPCLMULQDQ     $0x00, 640(DX), Y11, Y12
+	VPXOR          Y12, Y8, Y8
+	VAESENC        Y13, Y0, Y0
+	VPCLMULQDQ     $0x11, 640(DX), Y11, Y12
+	VAESENC        Y13, Y1, Y1
+	VPXOR          Y12, Y10, Y10
+	VAESENC        Y13, Y2, Y2
+	VPSHUFD        $0x4e, Y11, Y12
+	VAESENC        Y13, Y3, Y3
+	VPXOR          Y12, Y11, Y11
+	VAESENC        Y13, Y4, Y4
+	VPCLMULQDQ     $0x00, 1216(DX), Y11, Y11
+	VAESENC        Y13, Y5, Y5
+	VPXOR          Y11, Y9, Y9
+	VAESENC        Y13, Y6, Y6
+	VMOVDQU        96(BX), Y11
+	VAESENC        Y13, Y7, Y7
+	VPSHUFB        reverse<>+0(SB), Y11, Y11
+	VBROADCASTI128 64(DX), Y13
+	VPCLMULQDQ     $0x00, 672(DX), Y11, Y12
+	VPXOR          Y12, Y8, Y8
+	VAESENC        Y13, Y0, Y0
+	VPCLMULQDQ     $0x11, 672(DX), Y11, Y12
+	VAESENC        Y13, Y1, Y1
+	VPXOR          Y12, Y10, Y10
+	VAESENC        Y13, Y2, Y2
+	VPSHUFD        $0x4e, Y11, Y12
+	VAESENC        Y13, Y3, Y3
+	VPXOR          Y12, Y11, Y11
+	VAESENC        Y13, Y4, Y4
+	VPCLMULQDQ     $0x00, 1248(DX), Y11, Y11
+	VAESENC        Y13, Y5, Y5
+	VPXOR          Y11, Y9, Y9
+	VAESENC        Y13, Y6, Y6
+	VMOVDQU        128(BX), Y11
+	VAESENC        Y13, Y7, Y7
+	VPSHUFB        reverse<>+0(SB), Y11, Y11
+	VBROADCASTI128 80(DX), Y13
+	VPCLMULQDQ     $0x00, 704(DX), Y11, Y12
+	VPXOR          Y12, Y8, Y8
+	VAESENC        Y13, Y0, Y0
+	VPCLMULQDQ     $0x11, 704(DX), Y11, Y12
+	VAESENC        Y13, Y1, Y1
+	VPXOR          Y12, Y10, Y10
+	VAESENC        Y13, Y2, Y2
+	VPSHUFD        $0x4e, Y11, Y12
+	VAESENC        Y13, Y3, Y3
+	VPXOR          Y12, Y11, Y11
+	VAESENC        Y13, Y4, Y4
+	VPCLMULQDQ     $0x00, 1280(DX), Y11, Y11
+	VAESENC        Y13, Y5, Y5
+	VPXOR          Y11, Y9, Y9
+	VAESENC        Y13, Y6, Y6
+	VMOVDQU        160(BX), Y11
+	VAESENC        Y13, Y7, Y7
+	VPSHUFB        reverse<>+0(SB), Y11, Y11
+	VBROADCASTI128 96(DX), Y13
+	VPCLMULQDQ     $0x00, 736(DX), Y11, Y12
+	VPXOR          Y12, Y8, Y8
+	VAESENC        Y13, Y0, Y0
+	VPCLMULQDQ     $0x11, 736(DX), Y11, Y12
+	VAESENC        Y13, Y1, Y1
+	VPXOR          Y12, Y10, Y10
+	VAESENC        Y13, Y2, Y2
+	VPSHUFD        $0x4e, Y11, Y12
+	VAESENC        Y13, Y3, Y3
+	VPXOR          Y12, Y11, Y11
+	VAESENC        Y13, Y4, Y4
+	VPCLMULQDQ     $0x00, 1312(DX), Y11, Y11
+	VAESENC        Y13, Y5, Y5
+	VPXOR          Y11, Y9, Y9
+	VAESENC        Y13, Y6, Y6
+	VMOVDQU        192(BX), Y11
+	VAESENC        Y13, Y7, Y7
+	VPSHUFB        reverse<>+0(SB), Y11, Y11
+	VBROADCASTI128 112(DX), Y13
+	VPCLMULQDQ     $0x00, 768(DX), Y11, Y12
+	VPXOR          Y12, Y8, Y8
+	VAESENC        Y13, Y0, Y0
+	VPCLMULQDQ     $0x11, 768(DX), Y11, Y12
+	VAESENC        Y13, Y1, Y1
+	VPXOR          Y12, Y10, Y10
+	VAESENC        Y13, Y2, Y2
+	VPSHUFD        $0x4e, Y11, Y12
+	VAESENC        Y13, Y3, Y3
+	VPXOR          Y12, Y11, Y11
+	VAESENC        Y13, Y4, Y4
+	VPCLMULQDQ     $0x00, 1344(DX), Y11, Y11
+	VAESENC        Y13, Y5, Y5
+	VPXOR          Y11, Y9, Y9
+	VAESENC        Y13, Y6, Y6
+	VMOVDQU        224(BX), Y11
+	VAESENC        Y13, Y7, Y7
+	VPSHUFB        reverse<>+0(SB), Y11, Y11
+	VBROADCASTI128 128(DX), Y13
+	VPCLMULQDQ     $0x00, 800(DX), Y11, Y12
+	VPXOR          Y12, Y8, Y8
+	VAESENC        Y13, Y0, Y0
+	VPCLMULQDQ     $0x11, 800(DX), Y11, Y12
+	VAESENC        Y13, Y1, Y1
+	VPXOR          Y12, Y10, Y10
+	VAESENC        Y13, Y2, Y2
+	VPSHUFD        $0x4e, Y11, Y12
+	VAESENC        Y13, Y3, Y3
+	VPXOR          Y12, Y11, Y11
+	VAESENC        Y13, Y4, Y4
+	VPCLMULQDQ     $0x00, 1376(DX), Y11, Y11
+	VAESENC        Y13, Y5, Y5
+	VPXOR          Y11, Y9, Y9
+	VAESENC        Y13, Y6, Y6
+	VPXOR          Y8, Y9, Y9
+	VAESENC        Y13, Y7, Y7
+	VPXOR          Y10, Y9, Y9
+	VBROADCASTI128 144(DX), Y13
+	VPCLMULQDQ     $0x10, poly<>+0(SB), Y8, Y12
+	VPSHUFD        $0x4e, Y8, Y8
+	VAESENC        Y13, Y0, Y0
+	VPXOR          Y12, Y9, Y9
+	VAESENC        Y13, Y1, Y1
+	VPXOR          Y8, Y9, Y9
+	VAESENC        Y13, Y2, Y2
+	VPCLMULQDQ     $0x10, poly<>+0(SB), Y9, Y12
+	VAESENC        Y13, Y3, Y3
+	VPSHUFD        $0x4e, Y9, Y9
+	VAESENC        Y13, Y4, Y4
+	VPXOR          Y12, Y10, Y10
+	VAESENC        Y13, Y5, Y5
+	VPXOR          Y9, Y10, Y10
+	VAESENC        Y13, Y6, Y6
+	VEXTRACTI128   $0x01, Y10, X12
+	VAESENC        Y13, Y7, Y7
+	VPXOR          X12, X10, X10
+	VBROADCASTI128 160(DX), Y13
+	VPXOR          (BX), Y13, Y12
+	VAESENCLAST    Y12, Y0, Y0
+	VMOVDQU        Y0, (AX)
+	VPXOR          32(BX), Y13, Y12
+	VAESENCLAST    Y12, Y1, Y1
+	VMOVDQU        Y1, 32(AX)
+	VPXOR          64(BX), Y13, Y12
+	VAESENCLAST    Y12, Y2, Y2
+	VMOVDQU        Y2, 64(AX)
+	VPXOR          96(BX), Y13, Y12
+	VAESENCLAST    Y12, Y3, Y3
+	VMOVDQU        Y3, 96(AX)
+	VPXOR          128(BX), Y13, Y12
+	VAESENCLAST    Y12, Y4, Y4
+	VMOVDQU        Y4, 128(AX)
+	VPXOR          160(BX), Y13, Y12
+	VAESENCLAST    Y12, Y5, Y5
+	VMOVDQU        Y5, 160(AX)
+	VPXOR          192(BX), Y13, Y12
+	VAESENCLAST    Y12, Y6, Y6
+	VMOVDQU        Y6, 192(AX)
+	VPXOR          224(BX), Y13, Y12
+	VAESENCLAST    Y12, Y7, Y7
+	VMOVDQU        Y7, 224(AX)
+	ADDQ           $0x00000100, BX
+	ADDQ           $0x00000100, AX
+	SUBQ           $0x00000100, CX
+	CMPQ           CX, $0x00000100
+	JAE            loop
+
+tail:
+	CMPQ    104(SI), $0x00
+	JNE     last
+	VMOVDQU X10, 16(SI)
+	VZEROALL
+	RET
+
+last:
+	VMOVDQA        Y10, Y15
+	VPXOR          Y8, Y8, Y8
+	VPXOR          Y9, Y9, Y9
+	VPXOR          Y10, Y10, Y10
+	LEAQ           15(CX), R8
+	ANDQ           $-16, R8
+	LEAQ           816(DX), DI
+	SUBQ           R8, DI
+	VPADDD         counterAdd<>+0(SB), Y14, Y14
+	CMPQ           CX, $0x00000080
+	JB             less128
+	VBROADCASTI128 (DX), Y13
+	VPSHUFB        reverse<>+0(SB), Y14, Y0
+	VPADDD         counterTwo<>+0(SB), Y14, Y14
+	VPXOR          Y13, Y0, Y0
+	VPSHUFB        reverse<>+0(SB), Y14, Y1
+	VPADDD         counterTwo<>+0(SB), Y14, Y14
+	VPXOR          Y13, Y1, Y1
+	VPSHUFB        reverse<>+0(SB), Y14, Y2
+	VPADDD         counterTwo<>+0(SB), Y14, Y14
+	VPXOR          Y13, Y2, Y2
+	VPSHUFB        reverse<>+0(SB), Y14, Y3
+	VPADDD         counterTwo<>+0(SB), Y14, Y14
+	VPXOR          Y13, Y3, Y3
+	VBROADCASTI128 16(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VAESENC        Y13, Y2, Y2
+	VAESENC        Y13, Y3, Y3
+	VBROADCASTI128 32(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VAESENC        Y13, Y2, Y2
+	VAESENC        Y13, Y3, Y3
+	VBROADCASTI128 48(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VAESENC        Y13, Y2, Y2
+	VAESENC        Y13, Y3, Y3
+	VBROADCASTI128 64(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VAESENC        Y13, Y2, Y2
+	VAESENC        Y13, Y3, Y3
+	VBROADCASTI128 80(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VAESENC        Y13, Y2, Y2
+	VAESENC        Y13, Y3, Y3
+	VBROADCASTI128 96(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VAESENC        Y13, Y2, Y2
+	VAESENC        Y13, Y3, Y3
+	VBROADCASTI128 112(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VAESENC        Y13, Y2, Y2
+	VAESENC        Y13, Y3, Y3
+	VBROADCASTI128 128(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VAESENC        Y13, Y2, Y2
+	VAESENC        Y13, Y3, Y3
+	VBROADCASTI128 144(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VAESENC        Y13, Y2, Y2
+	VAESENC        Y13, Y3, Y3
+	VBROADCASTI128 160(DX), Y13
+	VAESENCLAST    Y13, Y0, Y0
+	VAESENCLAST    Y13, Y1, Y1
+	VAESENCLAST    Y13, Y2, Y2
+	VAESENCLAST    Y13, Y3, Y3
+	VMOVDQU        (BX), Y13
+	VPXOR          Y13, Y0, Y0
+	VMOVDQU        Y0, (AX)
+	VPSHUFB        reverse<>+0(SB), Y13, Y13
+	VPXOR          Y15, Y13, Y13
+	VPXOR          Y15, Y15, Y15
+	VPCLMULQDQ     $0x00, (DI), Y13, Y12
+	VPXOR          Y12, Y8, Y8
+	VPCLMULQDQ     $0x01, (DI), Y13, Y12
+	VPXOR          Y12, Y9, Y9
+	VPCLMULQDQ     $0x10, (DI), Y13, Y12
+	VPXOR          Y12, Y9, Y9
+	VPCLMULQDQ     $0x11, (DI), Y13, Y12
+	VPXOR          Y12, Y10, Y10
+	VMOVDQU        32(BX), Y13
+	VPXOR          Y13, Y1, Y1
+	VMOVDQU        Y1, 32(AX)
+	VPSHUFB        reverse<>+0(SB), Y13, Y13
+	VPXOR          Y15, Y13, Y13
+	VPXOR          Y15, Y15, Y15
+	VPCLMULQDQ     $0x00, 32(DI), Y13, Y12
+	VPXOR          Y12, Y8, Y8
+	VPCLMULQDQ     $0x01, 32(DI), Y13, Y12
+	VPXOR          Y12, Y9, Y9
+	VPCLMULQDQ     $0x10, 32(DI), Y13, Y12
+	VPXOR          Y12, Y9, Y9
+	VPCLMULQDQ     $0x11, 32(DI), Y13, Y12
+	VPXOR          Y12, Y10, Y10
+	VMOVDQU        64(BX), Y13
+	VPXOR          Y13, Y2, Y2
+	VMOVDQU        Y2, 64(AX)
+	VPSHUFB        reverse<>+0(SB), Y13, Y13
+	VPXOR          Y15, Y13, Y13
+	VPXOR          Y15, Y15, Y15
+	VPCLMULQDQ     $0x00, 64(DI), Y13, Y12
+	VPXOR          Y12, Y8, Y8
+	VPCLMULQDQ     $0x01, 64(DI), Y13, Y12
+	VPXOR          Y12, Y9, Y9
+	VPCLMULQDQ     $0x10, 64(DI), Y13, Y12
+	VPXOR          Y12, Y9, Y9
+	VPCLMULQDQ     $0x11, 64(DI), Y13, Y12
+	VPXOR          Y12, Y10, Y10
+	VMOVDQU        96(BX), Y13
+	VPXOR          Y13, Y3, Y3
+	VMOVDQU        Y3, 96(AX)
+	VPSHUFB        reverse<>+0(SB), Y13, Y13
+	VPXOR          Y15, Y13, Y13
+	VPXOR          Y15, Y15, Y15
+	VPCLMULQDQ     $0x00, 96(DI), Y13, Y12
+	VPXOR          Y12, Y8, Y8
+	VPCLMULQDQ     $0x01, 96(DI), Y13, Y12
+	VPXOR          Y12, Y9, Y9
+	VPCLMULQDQ     $0x10, 96(DI), Y13, Y12
+	VPXOR          Y12, Y9, Y9
+	VPCLMULQDQ     $0x11, 96(DI), Y13, Y12
+	VPXOR          Y12, Y10, Y10
+	ADDQ           $0x00000080, BX
+	ADDQ           $0x00000080, AX
+	ADDQ           $0x00000080, DI
+	SUBQ           $0x00000080, CX
+
+less128:
+	CMPQ           CX, $0x00000040
+	JB             less64
+	VBROADCASTI128 (DX), Y13
+	VPSHUFB        reverse<>+0(SB), Y14, Y0
+	VPADDD         counterTwo<>+0(SB), Y14, Y14
+	VPXOR          Y13, Y0, Y0
+	VPSHUFB        reverse<>+0(SB), Y14, Y1
+	VPADDD         counterTwo<>+0(SB), Y14, Y14
+	VPXOR          Y13, Y1, Y1
+	VBROADCASTI128 16(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VBROADCASTI128 32(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VBROADCASTI128 48(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VBROADCASTI128 64(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VBROADCASTI128 80(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VBROADCASTI128 96(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VBROADCASTI128 112(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VBROADCASTI128 128(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VBROADCASTI128 144(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VAESENC        Y13, Y1, Y1
+	VBROADCASTI128 160(DX), Y13
+	VAESENCLAST    Y13, Y0, Y0
+	VAESENCLAST    Y13, Y1, Y1
+	VMOVDQU        (BX), Y13
+	VPXOR          Y13, Y0, Y0
+	VMOVDQU        Y0, (AX)
+	VPSHUFB        reverse<>+0(SB), Y13, Y13
+	VPXOR          Y15, Y13, Y13
+	VPXOR          Y15, Y15, Y15
+	VPCLMULQDQ     $0x00, (DI), Y13, Y12
+	VPXOR          Y12, Y8, Y8
+	VPCLMULQDQ     $0x01, (DI), Y13, Y12
+	VPXOR          Y12, Y9, Y9
+	VPCLMULQDQ     $0x10, (DI), Y13, Y12
+	VPXOR          Y12, Y9, Y9
+	VPCLMULQDQ     $0x11, (DI), Y13, Y12
+	VPXOR          Y12, Y10, Y10
+	VMOVDQU        32(BX), Y13
+	VPXOR          Y13, Y1, Y1
+	VMOVDQU        Y1, 32(AX)
+	VPSHUFB        reverse<>+0(SB), Y13, Y13
+	VPXOR          Y15, Y13, Y13
+	VPXOR          Y15, Y15, Y15
+	VPCLMULQDQ     $0x00, 32(DI), Y13, Y12
+	VPXOR          Y12, Y8, Y8
+	VPCLMULQDQ     $0x01, 32(DI), Y13, Y12
+	VPXOR          Y12, Y9, Y9
+	VPCLMULQDQ     $0x10, 32(DI), Y13, Y12
+	VPXOR          Y12, Y9, Y9
+	VPCLMULQDQ     $0x11, 32(DI), Y13, Y12
+	VPXOR          Y12, Y10, Y10
+	ADDQ           $0x00000040, BX
+	ADDQ           $0x00000040, AX
+	ADDQ           $0x00000040, DI
+	SUBQ           $0x00000040, CX
+
+less64:
+	CMPQ           CX, $0x00000020
+	JB             less32
+	VBROADCASTI128 (DX), Y13
+	VPSHUFB        reverse<>+0(SB), Y14, Y0
+	VPADDD         counterTwo<>+0(SB), Y14, Y14
+	VPXOR          Y13, Y0, Y0
+	VBROADCASTI128 16(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 32(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 48(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 64(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 80(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 96(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 112(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 128(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 144(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 160(DX), Y13
+	VAESENCLAST    Y13, Y0, Y0
+	VMOVDQU        (BX), Y13
+	VPXOR          Y13, Y0, Y0
+	VMOVDQU        Y0, (AX)
+	VPSHUFB        reverse<>+0(SB), Y13, Y13
+	VPXOR          Y15, Y13, Y13
+	VPXOR          Y15, Y15, Y15
+	VPCLMULQDQ     $0x00, (DI), Y13, Y12
+	VPXOR          Y12, Y8, Y8
+	VPCLMULQDQ     $0x01, (DI), Y13, Y12
+	VPXOR          Y12, Y9, Y9
+	VPCLMULQDQ     $0x10, (DI), Y13, Y12
+	VPXOR          Y12, Y9, Y9
+	VPCLMULQDQ     $0x11, (DI), Y13, Y12
+	VPXOR          Y12, Y10, Y10
+	ADDQ           $0x00000020, BX
+	ADDQ           $0x00000020, AX
+	ADDQ           $0x00000020, DI
+	SUBQ           $0x00000020, CX
+
+less32:
+	TESTQ   CX, CX
+	JZ      whole
+	VPXOR   Y12, Y12, Y12
+	VMOVDQU Y12, (SP)
+	LEAQ    (SP), R8
+	MOVQ    BX, R9
+	TESTQ   $0x00000010, CX
+	JZ      in16
+	VMOVDQU (R9), X11
+	VMOVDQU X11, (R8)
+	ADDQ    $0x10, R9
+	ADDQ    $0x10, R8
+
+in16:
+	TESTQ $0x00000008, CX
+	JZ    in8
+	MOVQ  (R9), R10
+	MOVQ  R10, (R8)
+	ADDQ  $0x08, R9
+	ADDQ  $0x08, R8
+
+in8:
+	TESTQ $0x00000004, CX
+	JZ    in4
+	MOVL  (R9), R10
+	MOVL  R10, (R8)
+	ADDQ  $0x04, R9
+	ADDQ  $0x04, R8
+
+in4:
+	TESTQ $0x00000002, CX
+	JZ    in2
+	MOVW  (R9), R10
+	MOVW  R10, (R8)
+	ADDQ  $0x02, R9
+	ADDQ  $0x02, R8
+
+in2:
+	TESTQ $0x00000001, CX
+	JZ    in1
+	MOVB  (R9), R10
+	MOVB  R10, (R8)
+
+in1:
+	XORL           R10, R10
+	VMOVDQU        (SP), Y4
+	VMOVDQU        Y12, (SP)
+	VBROADCASTI128 (DX), Y13
+	VPSHUFB        reverse<>+0(SB), Y14, Y0
+	VPADDD         counterTwo<>+0(SB), Y14, Y14
+	VPXOR          Y13, Y0, Y0
+	VBROADCASTI128 16(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 32(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 48(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 64(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 80(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 96(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 112(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 128(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 144(DX), Y13
+	VAESENC        Y13, Y0, Y0
+	VBROADCASTI128 160(DX), Y13
+	VAESENCLAST    Y13, Y0, Y0
+	VPXOR          Y4, Y0, Y0
+	VMOVDQU        Y0, (SP)
+	MOVQ           AX, R8
+	LEAQ           (SP), R9
+	TESTQ          $0x00000010, CX
+	JZ             out16
+	VMOVDQU        (R9), X11
+	VMOVDQU        X11, (R8)
+	ADDQ           $0x10, R9
+	ADDQ           $0x10, R8
+
+out16:
+	TESTQ $0x00000008, CX
+	JZ    out8
+	MOVQ  (R9), R10
+	MOVQ  R10, (R8)
+	ADDQ  $0x08, R9
+	ADDQ  $0x08, R8
+
+out8:
+	TESTQ $0x00000004, CX
+	JZ    out4
+	MOVL  (R9), R10
+	MOVL  R10, (R8)
+	ADDQ  $0x04, R9
+	ADDQ  $0x04, R8
+
+out4:
+	TESTQ $0x00000002, CX
+	JZ    out2
+	MOVW  (R9), R10
+	MOVW  R10, (R8)
+	ADDQ  $0x02, R9
+	ADDQ  $0x02, R8
+
+out2:
+	TESTQ $0x00000001, CX
+	JZ    out1
+	MOVB  (R9), R10
+	MOVB  R10, (R8)
+
+out1:
+	XORL       R10, R10
+	VPXOR      Y12, Y12, Y12
+	VMOVDQU    Y12, (SP)
+	VPSHUFB    reverse<>+0(SB), Y4, Y4
+	VPXOR      Y15, Y4, Y4
+	VPXOR      Y15, Y15, Y15
+	VPCLMULQDQ $0x00, (DI), Y4, Y12
+	VPXOR      Y12, Y8, Y8
+	VPCLMULQDQ $0x01, (DI), Y4, Y12
+	VPXOR      Y12, Y9, Y9
+	VPCLMULQDQ $0x10, (DI), Y4, Y12
+	VPXOR      Y12, Y9, Y9
+	VPCLMULQDQ $0x11, (DI), Y4, Y12
+	VPXOR      Y12, Y10, Y10
+
+whole:
+	VMOVDQU      48(SI), X0
+	VPXOR        Y15, Y0, Y0
+	VPCLMULQDQ   $0x00, 816(DX), X0, X1
+	VPCLMULQDQ   $0x01, 816(DX), X0, X2
+	VPCLMULQDQ   $0x10, 816(DX), X0, X4
+	VPCLMULQDQ   $0x11, 816(DX), X0, X3
+	VPXOR        X4, X2, X2
+	VPXOR        Y1, Y8, Y8
+	VPXOR        Y2, Y9, Y9
+	VPXOR        Y3, Y10, Y10
+	VPCLMULQDQ   $0x10, poly<>+0(SB), Y8, Y12
+	VPSHUFD      $0x4e, Y8, Y8
+	VPXOR        Y12, Y9, Y9
+	VPXOR        Y8, Y9, Y9
+	VPCLMULQDQ   $0x10, poly<>+0(SB), Y9, Y12
+	VPSHUFD      $0x4e, Y9, Y9
+	VPXOR        Y12, Y10, Y10
+	VPXOR        Y9, Y10, Y10
+	VEXTRACTI128 $0x01, Y10, X12
+	VPXOR        X12, X10, X10
+	VPSHUFB      reverse<>+0(SB), X10, X10
+	VPXOR        32(SI), X10, X10
+	VMOVDQU      X10, 64(SI)
+	VZEROALL
+	RET

@@ -18,26 +18,31 @@ func TestNeeds(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := map[string]bool{}
-	for _, m := range regexp.MustCompile(`(?m)^// Requires: (.*)$`).FindAllSubmatch(text, -1) {
-		for _, name := range strings.Split(string(m[1]), ", ") {
-			want[name] = true
+	for _, k := range Kernels()[1:] {
+		other := map[Kernel]string{VAES512: "256", VAES256: "512"}[k]
+		want := map[string]bool{}
+		for _, m := range regexp.MustCompile(`(?m)^// func ([^(]*).*\n// Requires: (.*)$`).FindAllStringSubmatch(string(text), -1) {
+			if name, list := m[1], m[2]; strings.HasPrefix(name, "expand") || !strings.Contains(strings.TrimSuffix(name, "AES256"), other) {
+				for _, f := range strings.Split(list, ", ") {
+					want[f] = true
+				}
+			}
 		}
-	}
-	names := map[cpuid.FeatureID]string{cpuid.AESNI: "AES", cpuid.CLMUL: "PCLMULQDQ"}
-	for _, f := range VAES512.Needs() {
-		name := names[f]
-		if name == "" {
-			name = f.String()
+		names := map[cpuid.FeatureID]string{cpuid.AESNI: "AES", cpuid.CLMUL: "PCLMULQDQ"}
+		for _, f := range k.Needs() {
+			name := names[f]
+			if name == "" {
+				name = f.String()
+			}
+			if !want[name] {
+				t.Errorf("%v: %s is not needed", k, name)
+			}
+			delete(want, name)
 		}
-		if !want[name] {
-			t.Errorf("%s is not needed", name)
+		delete(want, "MMX+") // PREFETCHT0, which every amd64 processor has with SSE
+		for name := range want {
+			t.Errorf("%v: %s is required and not in Needs", k, name)
 		}
-		delete(want, name)
-	}
-	delete(want, "MMX+") // PREFETCHT0, which every amd64 processor has with SSE
-	for name := range want {
-		t.Errorf("%s is required and not in Needs", name)
 	}
 }
 
@@ -49,7 +54,7 @@ func TestReturns(t *testing.T) {
 		t.Fatal(err)
 	}
 	functions := strings.Split(string(text), "\nTEXT ·")[1:]
-	if len(functions) != 8 {
+	if len(functions) != 14 {
 		t.Errorf("%d functions", len(functions))
 	}
 	for _, f := range functions {
@@ -61,6 +66,12 @@ func TestReturns(t *testing.T) {
 				continue
 			}
 			returns++
+			if strings.TrimSpace(lines[i-1]) == "VZEROALL" {
+				if strings.Contains(f, "Z0") {
+					t.Errorf("%s: VZEROALL does not clear all of its registers", name)
+				}
+				continue
+			}
 			if strings.TrimSpace(lines[i-1]) != "VZEROUPPER" {
 				t.Errorf("%s: returns without VZEROUPPER", name)
 			}

@@ -339,7 +339,7 @@ func (k *kernel512) write() {
 	JB(LabelRef("tail"))
 	if k.open {
 		Label("loop")
-		prefetch(src)
+		prefetch(src, group/64)
 		k.starts()
 		weave(k.aes(), hashGroup512(src))
 		k.xor(0)
@@ -355,7 +355,7 @@ func (k *kernel512) write() {
 		CMPQ(n, U32(group))
 		JB(LabelRef("drain"))
 		Label("loop")
-		prefetch(dst)
+		prefetch(dst, group/64)
 		k.starts()
 		weave(k.aes(), hashGroup512(dst))
 		k.xor(group)
@@ -379,16 +379,7 @@ func (k *kernel512) write() {
 func (k *kernel512) begin() {
 	CMPQ(at(state, stateFirst), Imm(0))
 	JE(LabelRef("begun"))
-	x := X0
-	VMOVDQU(at(state, stateCounter), x)
-	MOVL(U32(1<<24), R8L)
-	VPINSRD(Imm(3), R8L, x, x)
-	VPXOR(roundKey(0), x, x)
-	for r := 1; r < k.rounds; r++ {
-		VAESENC(roundKey(r), x, x)
-	}
-	VAESENCLAST(roundKey(k.rounds), x, x)
-	VMOVDQU(x, at(state, stateMask))
+	maskTag(k.rounds)
 
 	MOVQ(at(state, stateAADLen), R8)
 	TESTQ(R8, R8)
@@ -408,6 +399,20 @@ func (k *kernel512) begin() {
 	Label("begun")
 }
 
+// maskTag makes the mask of the tag, the encryption of counter 1.
+func maskTag(rounds int) {
+	x := X0
+	VMOVDQU(at(state, stateCounter), x)
+	MOVL(U32(1<<24), R8L)
+	VPINSRD(Imm(3), R8L, x, x)
+	VPXOR(roundKey(0), x, x)
+	for r := 1; r < rounds; r++ {
+		VAESENC(roundKey(r), x, x)
+	}
+	VAESENCLAST(roundKey(rounds), x, x)
+	VMOVDQU(x, at(state, stateMask))
+}
+
 // counters makes zBase and zWindow for the first group.
 func (k *kernel512) counters() {
 	VBROADCASTI32X4(at(state, stateCounter), zBase)
@@ -417,9 +422,9 @@ func (k *kernel512) counters() {
 	VPXORQ(zT0, zWindow, zWindow)
 }
 
-// prefetch fetches a group some groups ahead. Past the end of the memory it does nothing.
-func prefetch(base Register) {
-	for i := range 8 {
+// prefetch fetches a group of so many cache lines some groups ahead. Past the end of the memory it does nothing.
+func prefetch(base Register, lines int) {
+	for i := range lines {
 		PREFETCHT0(at(base, prefetched+64*i))
 	}
 }

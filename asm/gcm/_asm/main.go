@@ -8,5 +8,6 @@ func main() {
 	constants()
 	expandKeys()
 	avx512()
+	avx2()
 	Generate()
 }
