@@ -25,6 +25,20 @@ import (
 type arrayNote struct {
 	ArrayID string   `yaml:"array_id"`
 	Disks   []string `yaml:"disks"`
+	Joining []string `yaml:"joining,omitempty"` // disks that a command was taking in: members, or not yet
+}
+
+// places are where members of the array may be.
+func (n *arrayNote) places() []string {
+	paths := slices.Clone(n.Disks)
+	if len(n.Joining) > 0 {
+		for _, d := range disk.Look(n.Joining, n.ArrayID).Disks {
+			if d.State == disk.SurveyPresent && !slices.Contains(paths, d.Path) {
+				paths = append(paths, d.Path)
+			}
+		}
+	}
+	return paths
 }
 
 // errNoArray means that nothing tells of an array: neither configuration, nor a note, nor disk files.
@@ -63,7 +77,7 @@ func diskPaths(cfg *Config, dir dataDir) ([]string, error) {
 	}
 	note, err := readNote(dir)
 	if err == nil {
-		return note.Disks, nil
+		return note.places(), nil
 	}
 	if !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("find disks: %w", err)
@@ -142,6 +156,10 @@ type appliance struct {
 	dir    dataDir
 	paths  atomic.Pointer[[]string] // where the disks are looked for
 
+	noting   sync.Mutex // held while array.yaml is written; guards all below
+	joins    []string   // disks that commands are taking in
+	leftover bool       // array.yaml names disks that an earlier process was taking in
+
 	configured bool // the configuration lists the disks
 }
 
@@ -199,6 +217,9 @@ func tryAppliance(ctx context.Context, cfg *Config, getenv func(string) string, 
 		return nil, errors.Join(fmt.Errorf("open array: %w", err), set.Close())
 	}
 	app := &appliance{crypto: crypto, dir: dir, configured: len(cfg.Disks) > 0}
+	if note, err := readNote(dir); err == nil && !app.configured {
+		paths, app.leftover = note.Disks, len(note.Joining) > 0 // in order of the slots
+	}
 	app.paths.Store(&paths)
 	keys, results, err := kms.Unlock(ctx, set.ArrayID(), set.KeyArea(), slots)
 	for _, r := range results {

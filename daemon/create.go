@@ -204,7 +204,7 @@ func createArray(ctx context.Context, dir dataDir, p *arrayPlan, opt *createOpti
 		return nil, fmt.Errorf("create array: %w", err)
 	}
 	// An index that an earlier array left here would only be found out and replayed anew.
-	if err := errors.Join(dir.noteDisks(id, paths), os.RemoveAll(dir.index())); err != nil {
+	if err := errors.Join(dir.noteDisks(id, paths, nil), os.RemoveAll(dir.index())); err != nil {
 		return nil, fmt.Errorf("note the array: %w", err)
 	}
 	p.ArrayID = hex.EncodeToString(id[:])

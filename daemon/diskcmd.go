@@ -330,35 +330,36 @@ func rebuildLine(r *disk.Rebuild) string {
 func (a *appliance) notes() bool { return !a.configured && a.dir.noted() }
 
 // joining has do take the disk at path into the array. Where it is is written down before: should the process die in the middle, the next
-// start finds a member there, or a disk that it does not use. A disk of another array would keep the array from being opened, and is
-// written down when it is a member.
+// start looks there for a member.
 func (a *appliance) joining(path string, do func() error) error {
-	id := a.array.Status().ArrayID
-	if !a.notes() || slices.Contains(*a.paths.Load(), path) || disk.Look([]string{path}, id).Disks[0].State == disk.SurveyForeign {
+	if !a.notes() {
 		return do()
 	}
-	if err := a.notePaths(id, append(slices.Clone(*a.paths.Load()), path)); err != nil {
+	id := a.array.Status().ArrayID
+	if err := a.noteJoining(id, func(joining []string) []string { return append(joining, path) }); err != nil {
 		return err
 	}
-	err := do()
-	if err == nil || slices.ContainsFunc(a.array.Status().Disks, func(d disk.DiskStatus) bool { return d.Path == path }) {
-		return err
-	}
-	others := slices.DeleteFunc(slices.Clone(*a.paths.Load()), func(p string) bool { return p == path })
-	return errors.Join(err, a.notePaths(id, others))
+	return errors.Join(do(), a.noteJoining(id, func(joining []string) []string {
+		i := slices.Index(joining, path)
+		return slices.Delete(joining, i, i+1)
+	}))
 }
 
-// notePaths writes down where the disks of the array are.
-func (a *appliance) notePaths(array string, paths []string) error {
+// noteJoining changes the list of disks that are joining, and writes it down.
+func (a *appliance) noteJoining(array string, change func([]string) []string) error {
+	a.noting.Lock()
+	defer a.noting.Unlock()
+	a.joins = change(a.joins)
+	return a.writeNote(array)
+}
+
+// writeNote writes down where the disks of the array are; noting is held.
+func (a *appliance) writeNote(array string) error {
 	id, err := hex.DecodeString(array)
 	if err != nil {
 		return err
 	}
-	if err := a.dir.noteDisks([16]byte(id), paths); err != nil {
-		return err
-	}
-	a.paths.Store(&paths)
-	return nil
+	return a.dir.noteDisks([16]byte(id), *a.paths.Load(), a.joins)
 }
 
 // noteMembers writes down where the disks are, after the set of disks has changed. A disk that is not there is looked for where it was.
@@ -366,6 +367,8 @@ func (a *appliance) noteMembers(st disk.Status) error {
 	if !a.notes() {
 		return nil
 	}
+	a.noting.Lock()
+	defer a.noting.Unlock()
 	a.placeMissing(st.Disks)
 	var paths []string
 	unknown := false
@@ -385,10 +388,13 @@ func (a *appliance) noteMembers(st disk.Status) error {
 			}
 		}
 	}
-	if before := slices.Sorted(slices.Values(*a.paths.Load())); slices.Equal(before, slices.Sorted(slices.Values(paths))) {
+	before := slices.Sorted(slices.Values(*a.paths.Load()))
+	if slices.Equal(before, slices.Sorted(slices.Values(paths))) && !a.leftover {
 		return nil
 	}
-	return a.notePaths(st.ArrayID, paths)
+	a.leftover = false
+	a.paths.Store(&paths)
+	return a.writeNote(st.ArrayID)
 }
 
 // handleAdd serves POST /array/add.

@@ -126,8 +126,8 @@ func (d dataDir) noted() bool {
 }
 
 // noteDisks writes array.yaml.
-func (d dataDir) noteDisks(id [16]byte, paths []string) error {
-	note, err := yaml.Marshal(arrayNote{ArrayID: hex.EncodeToString(id[:]), Disks: paths})
+func (d dataDir) noteDisks(id [16]byte, paths, joining []string) error {
+	note, err := yaml.Marshal(arrayNote{ArrayID: hex.EncodeToString(id[:]), Disks: paths, Joining: joining})
 	if err != nil {
 		return fmt.Errorf("note disks: %w", err)
 	}

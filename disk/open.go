@@ -214,7 +214,7 @@ func (s *Set) assemble(opt Options) (*superblock, []*disk, error) {
 		if err != nil {
 			s.faults[i] = err
 			if s.found[i].array != s.ArrayID() {
-				return nil, nil, fmt.Errorf("%w: %s belongs to array %x, not %x", ErrMembership, s.devs[i].Path(), s.found[i].array, s.ArrayID())
+				return nil, nil, fmt.Errorf("%w: %s belongs to array %x, not %x: take it off the list of disks", ErrMembership, s.devs[i].Path(), s.found[i].array, s.ArrayID())
 			}
 			continue
 		}
@@ -254,7 +254,7 @@ func (s *Set) place(head, sb *superblock, i int, disks []*disk) error {
 		return nil // blank, overwritten or unreadable: its slot stays missing
 	}
 	if sb.array != head.array {
-		return fmt.Errorf("%w: %s belongs to array %x, not %x", ErrMembership, dev.Path(), sb.array, head.array)
+		return fmt.Errorf("%w: %s belongs to array %x, not %x: take it off the list of disks", ErrMembership, dev.Path(), sb.array, head.array)
 	}
 	known := sb.slot < len(disks) && disks[sb.slot].id == sb.disk
 	switch {
