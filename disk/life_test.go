@@ -283,3 +283,30 @@ func TestAddRefused(t *testing.T) {
 		t.Errorf("after refusals: %+v", s)
 	}
 }
+
+// newKeys are keys whose area has changed.
+type newKeys struct{ testKeys }
+
+func (newKeys) Area() []byte { return []byte("a later key epoch") }
+
+// TestRetiredDiskKeepsOldKeys: a disk that was removed and is still listed does not say what the keys are: they may have changed since.
+func TestRetiredDiskKeepsOldKeys(t *testing.T) {
+	f := newFileArray(t, 4, 2, 1, replaceSize)
+	a := f.open()
+	if err := a.Remove(t.Context(), 0); err != nil {
+		t.Fatal(err)
+	}
+	until(t, a, "drained", func(s Status) bool { return !s.has(0) })
+	a.opt.Keys = newKeys{}
+	if err := errors.Join(a.WriteKeyArea(), a.Close()); err != nil {
+		t.Fatal(err)
+	}
+	set, err := Discover(f.paths, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer set.Close()
+	if got := string(set.KeyArea()); got != "a later key epoch" {
+		t.Errorf("key area %q", got)
+	}
+}

@@ -123,7 +123,8 @@ func (s *Set) read(timeout time.Duration) (err error) {
 	return nil
 }
 
-// newest is the superblock with the highest epoch, by checksum alone, of the array that most of the devices name.
+// newest is the superblock with the highest epoch, by checksum alone, of the array that most of the devices name. That of a disk which was
+// retired is taken only where there is no other: its epoch went on without it, and so did the key area.
 func (s *Set) newest() *superblock {
 	votes := map[diskID]int{}
 	for _, sb := range s.found {
@@ -136,7 +137,15 @@ func (s *Set) newest() *superblock {
 		if sb == nil {
 			continue
 		}
-		if best == nil || votes[sb.array] > votes[best.array] || sb.array == best.array && sb.epoch().num > best.epoch().num {
+		switch {
+		case best == nil || votes[sb.array] > votes[best.array]:
+			best = sb
+		case sb.array != best.array:
+		case sb.retired() != best.retired():
+			if best.retired() {
+				best = sb
+			}
+		case sb.epoch().num > best.epoch().num:
 			best = sb
 		}
 	}
@@ -258,7 +267,7 @@ func (s *Set) place(head, sb *superblock, i int, disks []*disk) error {
 	}
 	known := sb.slot < len(disks) && disks[sb.slot].id == sb.disk
 	switch {
-	case sb.members[sb.slot].state == memberRetired || known && disks[sb.slot].role == roleNone:
+	case sb.retired() || known && disks[sb.slot].role == roleNone:
 		s.faults[i] = errors.New("retired")
 		return nil
 	case !known && (head.epoch().num > sb.epoch().num || head.epoch().num == sb.epoch().num && head.epoch() != sb.epoch()):

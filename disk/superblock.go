@@ -57,6 +57,9 @@ type memberEntry struct {
 	draining bool
 }
 
+// retired reports whether the disk was removed from the array: it stays as it was then.
+func (s *superblock) retired() bool { return s.members[s.slot].state == memberRetired }
+
 // epoch is a period of writing by one process with one set of disks. Cut is the last packed stripe before it: whatever an
 // earlier epoch wrote beyond was never acknowledged and is void.
 type epoch struct {

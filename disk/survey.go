@@ -77,7 +77,7 @@ func Look(paths []string, id string) Survey {
 		case hex.EncodeToString(sb.array[:]) != s.ArrayID:
 			d.State, d.Reason = SurveyForeign, fmt.Sprintf("belongs to array %x", sb.array)
 		default:
-			if d.State = SurveyPresent; sb.members[sb.slot].state == memberRetired {
+			if d.State = SurveyPresent; sb.retired() {
 				d.State, d.Reason = SurveyRetired, "removed from the array"
 			}
 			if head == nil || sb.epoch().num > head.epoch().num {
