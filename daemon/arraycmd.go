@@ -409,11 +409,15 @@ Exit code 0 if everything that was written is there, 3 if something is bad, miss
 				return f.run(cmd.Context(), e)
 			}
 			var rep disk.CheckReport
+			var open []disk.FoundStripe
 			path := fmt.Sprintf("/array/check?repair=%t", repair)
 			err := f.withArray(cmd.Context(), e, http.MethodPost, path, &rep, repair, func(ctx context.Context, app *appliance) (err error) {
-				rep, err = app.array.Check(ctx, disk.CheckOptions{Repair: repair})
+				rep, err = app.array.Check(ctx, disk.CheckOptions{Repair: repair, Undecided: func(s disk.FoundStripe) { open = append(open, s) }})
 				return err
 			})
+			if err == nil && len(open) > 0 {
+				err = f.decide(cmd.Context(), e, path, open, &rep)
+			}
 			if err != nil {
 				return err
 			}
@@ -431,6 +435,20 @@ Exit code 0 if everything that was written is there, 3 if something is bad, miss
 	cmd.Flags().BoolVar(&deep, "deep", false, "verify that log, index, disks and accounts agree, and every object; the daemon must not run")
 	cmd.Flags().IntVar(&f.sample, "sample", 1, "with --deep, read one object in so many; 0 for none")
 	return cmd
+}
+
+// decide finds out whether records name stripes that cannot be decoded. Only the log can tell: it is replayed into an index of its own.
+func (f *arrayFlags) decide(ctx context.Context, e env, path string, open []disk.FoundStripe, rep *disk.CheckReport) error {
+	return f.withReplayed(ctx, e, http.MethodPost, path, rep, func(ctx context.Context, app *appliance) error {
+		for _, s := range open {
+			named, err := app.store.Names(ctx, s.Band, s.Off)
+			if err != nil {
+				return err
+			}
+			rep.Decide(s, named)
+		}
+		return nil
+	})
 }
 
 func newRebuildCommand(e env) *cobra.Command {

@@ -310,6 +310,12 @@ func printCheck(w io.Writer, r *disk.CheckReport) {
 	if r.Bad > 0 {
 		printFound(w, r)
 	}
+	if r.Torn > 0 {
+		fmt.Fprintf(w, "  %d bulk stripes were never committed: no record names them\n", r.Torn)
+	}
+	if r.Undecided > 0 {
+		fmt.Fprintf(w, "  %d bulk stripes cannot be decoded, and only check --deep can tell whether a record names them\n", r.Undecided)
+	}
 	for _, f := range r.Faults {
 		fmt.Fprintf(w, "  %s\n", f)
 	}

@@ -368,6 +368,7 @@ func (a *Array) dropBand(b *band, hang ...bandMember) {
 		b = now // a member was moved
 	}
 	delete(a.bands, b.num)
+	a.losses = slices.DeleteFunc(a.losses, func(l Loss) bool { return l.Band == b.num }) // nobody needs them any more
 	for _, m := range b.members {
 		if d := a.slots()[m.slot]; int(m.extent) < len(d.used) && d.used[m.extent] && !slices.Contains(hang, m) {
 			d.used[m.extent] = false

@@ -33,12 +33,14 @@ type CheckReport struct {
 	Unopened   int `json:"unopened"` // and those that did not open: losses
 	// Unfinished stripes and superblock copies were on their way when the power failed: nothing acknowledged is in them. Opening the
 	// array for writing completes them.
-	Unfinished int             `json:"unfinished"`
-	Torn       int             `json:"torn_stripes,omitempty"` // bulk stripes that cannot be decoded and that no record names: never committed
-	Found      map[Verdict]int `json:"found"`                  // cells and copies by verdict
-	Disks      []DiskReport    `json:"disks"`                  // by slot
-	Faults     []string        `json:"faults,omitempty"`
-	Losses     []Loss          `json:"losses,omitempty"`
+	Unfinished int `json:"unfinished"`
+	Torn       int `json:"torn_stripes,omitempty"` // bulk stripes that cannot be decoded and that no record names: never committed
+	// Undecided stripes are like these, but nobody was there to say whether a record names them.
+	Undecided int             `json:"undecided_stripes,omitempty"`
+	Found     map[Verdict]int `json:"found"` // cells and copies by verdict
+	Disks     []DiskReport    `json:"disks"` // by slot
+	Faults    []string        `json:"faults,omitempty"`
+	Losses    []Loss          `json:"losses,omitempty"`
 }
 
 // DiskReport is the part of a CheckReport about one disk.
@@ -72,6 +74,18 @@ func (r *CheckReport) fault(format string, args ...any) {
 	}
 }
 
+// Decide says of a stripe that was told to CheckOptions.Undecided whether a record names it.
+func (r *CheckReport) Decide(s FoundStripe, named bool) {
+	r.Undecided--
+	if !named {
+		r.Torn++
+		return
+	}
+	r.Lost++
+	r.fault("band %x block %d: cannot be decoded, and a record names it", s.Band, s.Off)
+	r.Losses = append(r.Losses, Loss{Band: s.Band, Block: s.Off})
+}
+
 // CheckOptions configure Check.
 type CheckOptions struct {
 	Repair   bool                  // rewrite bad cells
@@ -80,6 +94,8 @@ type CheckOptions struct {
 	// Named is told of each bulk stripe that is found, and says whether a record names it: one that cannot be decoded is lost if so, and
 	// was never committed if not. nil: not known, and judged by the circumstances.
 	Named func(s FoundStripe) bool
+	// Undecided is told of the stripes counted so. May be nil.
+	Undecided func(s FoundStripe)
 	// Bytes is told how much of the extents in use is behind the check. May be nil.
 	Bytes func(done, total int64)
 }
@@ -395,11 +411,29 @@ func (p *pass) stripe(w *wholeStripe) error {
 	b, h := w.band, &w.head
 	void := b.kind == kindPacked && h.stripe > min(p.limit[b.num], p.until) || b.kind == kindBulk && b.epoch >= p.epoch && h.stripe >= p.bulkUntil
 	torn := b.kind == kindBulk && w.goodCells() < int(h.data) && (b.epoch != p.epoch || p.a.bulk.isSpoilt(b))
+	found := FoundStripe{Band: b.num, Off: h.off, Data: h.data, Bytes: int64(h.blocks) * BlockSize, Decodable: w.goodCells() >= int(h.data)}
+	known := true
 	if p.opt.Named != nil && b.kind == kindBulk {
-		named := p.opt.Named(FoundStripe{Band: b.num, Off: h.off, Data: h.data, Bytes: int64(h.blocks) * BlockSize, Decodable: w.goodCells() >= int(h.data)})
-		void, torn = false, !named && w.goodCells() < int(h.data)
-		if torn {
-			p.note(func(r *CheckReport) { r.Torn++ })
+		named := p.opt.Named(found)
+		void, torn = false, !named && !found.Decodable
+	} else if torn {
+		var named bool
+		var err error
+		if named, known, err = p.a.named(w); err != nil {
+			return err
+		}
+		torn = !named
+	}
+	if torn {
+		p.note(func(r *CheckReport) {
+			if known {
+				r.Torn++
+			} else {
+				r.Undecided++
+			}
+		})
+		if !known && p.opt.Undecided != nil {
+			p.opt.Undecided(found)
 		}
 	}
 	if void && !p.a.opt.faults.noInFlight || torn {
@@ -439,6 +473,13 @@ func (p *pass) cells(w *wholeStripe) error {
 			return err
 		}
 	}
+	loss, final := Loss{}, false
+	if !decodable {
+		var err error
+		if loss, final, err = p.a.noteLostStripe(w); err != nil {
+			return err
+		}
+	}
 	worse := false
 	for r := range n {
 		v := p.a.judgeCell(w, r, found[r], decodable)
@@ -461,6 +502,10 @@ func (p *pass) cells(w *wholeStripe) error {
 		switch {
 		case !decodable:
 			r.Lost++
+			r.fault("band %x block %d: cannot be decoded: of %d cells %d are needed", w.band.num, w.head.off, n, w.head.data)
+			if final && !slices.Contains(r.Losses, loss) {
+				r.Losses = append(r.Losses, loss)
+			}
 		case contradiction:
 			r.Mismatched++
 			r.fault("band %x block %d: parity is not that of the data, and no cell fails its checks", w.band.num, w.head.off)

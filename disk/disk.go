@@ -9,6 +9,7 @@
 package disk
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -80,6 +81,13 @@ type State interface {
 	// Freed returns the packed stripes that were freed on purpose, as far as the records applied say: that recovery does not find them
 	// is no loss.
 	Freed() ([]StripeRange, error)
+}
+
+// Namer is implemented by a State that can tell which bulk stripes its records name. One that cannot be decoded is lost if a record names
+// it, and was never committed if not.
+type Namer interface {
+	// Names reports whether a record names the bulk stripe at block off of a band.
+	Names(ctx context.Context, band uint64, off uint32) (bool, error)
 }
 
 // Record is one append to the log.

@@ -528,7 +528,7 @@ func (a *Array) copyMember(ctx context.Context, r *rebuilding, b, moved *band, p
 		}
 		if !w.good[role] {
 			if w.goodCells() < int(w.head.data) {
-				return w.mayBeWhole() // nil: of a bulk stripe that no record names, or lost as it is
+				return a.missed(w)
 			}
 			if err := w.complete(); err != nil {
 				return err

@@ -406,16 +406,81 @@ func (r *recovery) lost(band, from, to uint64) {
 // Missing notes the loss of a band that is needed and not there.
 func (a *Array) Missing(num uint64) { a.noteLoss(Loss{Band: num}) }
 
-// noteLoss reports a loss, and that it is a new one.
-func (a *Array) noteLoss(l Loss) bool {
+// noteLoss reports a loss, once.
+func (a *Array) noteLoss(l Loss) {
 	a.mu.Lock()
-	defer a.mu.Unlock()
-	if slices.Contains(a.losses, l) {
-		return false
+	known := slices.Contains(a.losses, l)
+	if !known {
+		a.losses = append(a.losses, l)
+	}
+	a.mu.Unlock()
+	if known {
+		return
 	}
 	a.logger.Error("acknowledged data lost", "what", l.String())
-	a.losses = append(a.losses, l)
-	return true
+	if s := a.scrub.Load(); s != nil {
+		s.change(func() {}) // keeps it
+	}
+}
+
+// hopeless reports whether a stripe that cannot be decoded never will be: those of its cells that may still come, from disks that are away or
+// do not answer, are too few.
+func (w *wholeStripe) hopeless() bool {
+	n := w.goodCells()
+	for r := range w.width() {
+		away := !w.bad[r] && !w.good[r] && !w.band.isHollow(w.head.member(r))
+		if away || w.dark[r] {
+			n++
+		}
+	}
+	return n < int(w.head.data)
+}
+
+// named asks the state whether a record names a bulk stripe; it is not known without a state that can tell.
+func (a *Array) named(w *wholeStripe) (named, known bool, err error) {
+	n, ok := a.opt.State.(Namer)
+	if !ok {
+		return false, false, nil
+	}
+	named, err = n.Names(a.ctx, w.band.num, w.head.off)
+	if err != nil {
+		err = fmt.Errorf("ask who needs stripe %x/%d: %w", w.band.num, w.head.off, err)
+	}
+	return named, true, err
+}
+
+// noteLostStripe reports the loss of a stripe that cannot be decoded, if that is final and a record needs it, or might.
+func (a *Array) noteLostStripe(w *wholeStripe) (l Loss, lost bool, err error) {
+	l = Loss{Band: w.band.num, From: w.head.stripe, To: w.head.stripe}
+	if !w.hopeless() {
+		return l, false, nil
+	}
+	if w.band.kind == kindBulk {
+		l = Loss{Band: w.band.num, Block: w.head.off}
+		if named, known, err := a.named(w); err != nil || known && !named {
+			return l, false, err
+		}
+	}
+	a.noteLoss(l)
+	return l, true, nil
+}
+
+// missed decides what becomes of a cell that cannot be computed when its disk is filled: an error says that it is to be tried again.
+func (a *Array) missed(w *wholeStripe) error {
+	if err := w.mayBeWhole(); err != nil {
+		return err
+	}
+	if w.band.kind == kindBulk {
+		if named, _, err := a.named(w); err != nil || !named {
+			return err // no record names it, or nobody knows: a check tells
+		}
+	} else if a.isLost(w.band.num, w.head.stripe) {
+		return nil
+	}
+	if _, lost, err := a.noteLostStripe(w); err != nil || !lost {
+		return errors.Join(err, fmt.Errorf("stripe %x/%d: %d cells good, %d needed: %w", w.band.num, w.head.off, w.goodCells(), w.head.data, ErrCorrupt))
+	}
+	return nil
 }
 
 // lastBulk returns the bulk bands that could have had stripes on their way when the last epoch ended: the newest ones, as many as

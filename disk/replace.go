@@ -385,13 +385,12 @@ func (a *Array) rebuildCell(ctx context.Context, c *cellRebuild, h header) error
 		}
 		defer w.release()
 		if w.goodCells() < int(h.data) {
-			if err := w.mayBeWhole(); err != nil {
-				return err
-			}
-			if c.b.kind == kindPacked && !a.isLost(c.b.num, h.stripe) {
+			err := a.missed(w)
+			if errors.Is(err, ErrCorrupt) {
 				c.lost.Add(1)
+				return nil
 			}
-			return nil // of a bulk stripe that no record names, or lost: a check tells
+			return err
 		}
 		if err := w.reconstructOnly(role, func(r int) bool { return w.good[r] && r != role }); err != nil {
 			return err

@@ -37,6 +37,7 @@ type ScrubPast struct {
 	Paused  bool      `json:"paused,omitempty"`
 	Current *ScrubRun `json:"current,omitempty"` // begun and not ended
 	Last    *ScrubRun `json:"last,omitempty"`    // the last one that ended
+	Losses  []Loss    `json:"losses,omitempty"`  // what the array has lost, by whomever it was found
 }
 
 // ScrubRun is a sweep.
@@ -111,6 +112,7 @@ func (a *Array) StartScrub(opt ScrubOptions) *Scrub {
 	case s.past.Next.IsZero() || s.past.Next.After(latest):
 		s.past.Next = s.nextAfter(time.Now())
 	}
+	a.recall(s.past.Losses)
 	a.tasks.Go(func() {
 		s.keep()
 		for s.await() {
@@ -118,6 +120,18 @@ func (a *Array) StartScrub(opt ScrubOptions) *Scrub {
 		}
 	})
 	return s
+}
+
+// recall notes what an earlier process found to be lost, unless it was given up since.
+func (a *Array) recall(losses []Loss) {
+	for _, l := range losses {
+		a.mu.RLock()
+		there := a.bands[l.Band] != nil
+		a.mu.RUnlock()
+		if there {
+			a.noteLoss(l)
+		}
+	}
 }
 
 // nextAfter is when the sweep after one that started then is due.
@@ -153,8 +167,11 @@ func (s *Scrub) untilDue() time.Duration {
 func (s *Scrub) await() bool {
 	for {
 		s.mu.Lock()
-		wait, changed := s.untilDue(), s.changed
+		wait, changed, kept := s.untilDue(), s.changed, s.past.Losses
 		s.mu.Unlock()
+		if !slices.Equal(kept, s.a.Status().Losses) {
+			s.keep()
+		}
 		if s.a.ctx.Err() != nil {
 			return false
 		}
@@ -361,7 +378,9 @@ func (s *Scrub) keep() {
 	}
 	s.keeping.Lock()
 	defer s.keeping.Unlock()
+	losses := s.a.Status().Losses
 	s.mu.Lock()
+	s.past.Losses = losses
 	past := s.past.clone()
 	s.kept = time.Now()
 	s.mu.Unlock()
@@ -371,7 +390,7 @@ func (s *Scrub) keep() {
 }
 
 func (p ScrubPast) clone() ScrubPast {
-	p.Current, p.Last = p.Current.clone(), p.Last.clone()
+	p.Current, p.Last, p.Losses = p.Current.clone(), p.Last.clone(), slices.Clone(p.Losses)
 	return p
 }
 

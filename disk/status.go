@@ -47,16 +47,20 @@ type DiskStatus struct {
 	Stats blockdev.Stats `json:"-"`
 }
 
-// Loss is a run of packed stripes that were acknowledged and can no longer be read, or, from 0 to 0, a whole band that the state needs and
-// that is not there.
+// Loss is a run of packed stripes that were acknowledged and can no longer be read; or a bulk stripe, by its first block; or, with nothing but
+// its number, a whole band that the state needs and that is not there.
 type Loss struct {
-	Band uint64 `json:"band"`
-	From uint64 `json:"from_stripe"`
-	To   uint64 `json:"to_stripe"`
+	Band  uint64 `json:"band"`
+	From  uint64 `json:"from_stripe"`
+	To    uint64 `json:"to_stripe"`
+	Block uint32 `json:"block,omitempty"`
 }
 
 // String names what is lost.
 func (l Loss) String() string {
+	if l.Block != 0 {
+		return fmt.Sprintf("stripe at block %d of band %x", l.Block, l.Band)
+	}
 	if l.From == 0 && l.To == 0 {
 		return fmt.Sprintf("band %x", l.Band)
 	}

@@ -351,44 +351,14 @@ func (d *deep) stripes(ctx context.Context, f func(key []byte, st disk.Stripe)) 
 		if kind != index.KindObject && kind != index.KindPart {
 			return nil
 		}
-		_, body, err := splitValue(value)
-		if err != nil {
+		err := s.stripesOf(ctx, d.log, value, func(st disk.Stripe) { f(key, st) })
+		switch {
+		case errors.Is(err, errNoBucket):
+			d.rep.fault("%s: its bucket is not there", d.describe(key))
+		case errors.Is(err, ErrCorrupt):
+			d.rep.fault("%s: its list of parts cannot be read: %v", d.describe(key), err)
+		default:
 			return err
-		}
-		c, err := contentOf(body)
-		if err != nil {
-			return err
-		}
-		if c.manifest != nil {
-			for _, st := range c.manifest.stripes {
-				f(key, st)
-			}
-			r, err := decodeObject(body, depthAll)
-			if err != nil {
-				return err
-			}
-			b := s.buckets.byID(r.bucket)
-			if b == nil {
-				d.rep.fault("%s: its bucket is not there", d.describe(key))
-				return nil
-			}
-			err = s.loadManifest(ctx, found{b: b, rec: r, log: d.log})
-			if errors.Is(err, ErrCorrupt) {
-				d.rep.fault("%s: its list of parts cannot be read: %v", d.describe(key), err)
-				return nil
-			}
-			if err != nil {
-				return err
-			}
-			c = &r.content
-		}
-		for _, st := range c.single.stripes {
-			f(key, st)
-		}
-		for i := range c.parts {
-			for _, st := range c.parts[i].stripes {
-				f(key, st)
-			}
 		}
 		return nil
 	})
