@@ -2,6 +2,7 @@ package disk
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/binary"
@@ -9,6 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -299,20 +301,38 @@ func (a *Array) fenceDisks(disks []*disk, reason string) (fresh bool, err error)
 		}
 	}
 	for _, d := range failed {
-		d.reason = reason
+		if d.reason = reason; d.symptom != "" {
+			d.reason = d.symptom
+		}
 		if d.rebuild != nil {
 			d.rebuild.cancel()
 			d.rebuild = nil
 		}
-		if out <= a.geo.Parity {
+		if d.refused = out > a.geo.Parity; !d.refused {
 			d.state = DiskFenced
 		}
-		a.logger.Error("disk failed", "path", d.path, "slot", d.slot, "state", string(d.state), "reason", reason)
+		a.logger.Error("disk failed", "path", d.path, "slot", d.slot, "state", string(d.state), "reason", d.reason)
 	}
 	if fresh && out > a.geo.Parity {
-		return true, fmt.Errorf("%d of %d disks failed or are gone, parity bears %d: %w", out, len(a.slots()), a.geo.Parity, ErrReadOnly)
+		return true, fmt.Errorf("%d of %d disks failed or are gone, parity bears %d: %w; bring back and start again with: %s", out, len(a.slots()), a.geo.Parity, ErrReadOnly, a.gone(failed))
 	}
 	return fresh, nil
+}
+
+// gone lists the disks that are not whole, and those that just failed; a.mu is held.
+func (a *Array) gone(failed []*disk) string {
+	var list []string
+	for _, d := range a.slots() {
+		if !d.counts() || d.whole() && !slices.Contains(failed, d) {
+			continue
+		}
+		name := fmt.Sprintf("slot %d", d.slot)
+		if d.path != "" {
+			name += " " + d.path
+		}
+		list = append(list, fmt.Sprintf("%s (%s)", name, cmp.Or(d.reason, string(d.state))))
+	}
+	return strings.Join(list, ", ")
 }
 
 // beginEpoch makes a new epoch durable on every live disk. Disks that cannot take it leave, and another epoch is begun. cut is
@@ -351,7 +371,9 @@ func (a *Array) beginEpoch(cut uint64) error {
 		}
 		a.mu.Unlock()
 		if out > a.geo.Parity {
-			return fmt.Errorf("%d of %d disks are gone, parity bears %d: %w", out, len(a.slots()), a.geo.Parity, ErrReadOnly)
+			a.mu.RLock()
+			defer a.mu.RUnlock()
+			return fmt.Errorf("%d of %d disks are gone, parity bears %d: %w; bring back and start again with: %s", out, len(a.slots()), a.geo.Parity, ErrReadOnly, a.gone(nil))
 		}
 		failed, err := a.writeSuper(&s)
 		if err != nil {

@@ -108,7 +108,10 @@ type disk struct {
 	next    uint32       // where the search for a free extent begins
 	hollow  bool         // being rebuilt: the member table says so
 	rebuild *rebuilding  // guarded by Array.mu
-	suspect atomic.Bool  // slower than its peers
+	suspect atomic.Bool  // slower than its peers, or its reads fail
+	symptom string       // which of these; guarded by Array.mu
+	asked   atomic.Bool  // whether its blocks can be read
+	refused bool         // a failed disk that stays, as too many have failed; guarded by Array.mu
 	late    atomic.Int32 // late reads in flight
 
 	model *Model             // nil: the disk was not qualified

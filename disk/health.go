@@ -9,18 +9,28 @@ import (
 
 // A disk is slow when its mean latency over an interval is slowFactor times the median of its peers', and above slowFloor: no disk that
 // works takes so long on average, and what is merely uneven stays below. It is suspect from then on: reads are answered from
-// the others where parity bears it. After fenceAfter such intervals in a row it is fenced, for every write waits for it.
+// the others where parity bears it. After fenceAfter such intervals in a row it is fenced, for every write waits for it. The same befalls a
+// disk of which at least half of the reads fail; as others answer for it then, it is asked for a few blocks in each interval, so that it can
+// prove itself.
 const (
 	healthEvery = time.Second
 	slowFactor  = 10
 	slowFloor   = 50 * time.Millisecond
 	fenceAfter  = 3
+	askedBlocks = 8
+)
+
+// Why a disk is suspect, and fenced at last.
+const (
+	tooSlow   = "slower than its peers"
+	readsFail = "most of its reads fail"
 )
 
 // pulse is what was seen of a disk's latency.
 type pulse struct {
 	reads, writes blockdev.Latency                       // at the end of the last interval
-	slow          int                                    // intervals in a row
+	slow, unread  int                                    // intervals in a row
+	good, failed  uint64                                 // reads, at the end of the last interval
 	sizes         [blockdev.SizeClasses]blockdev.Latency // what the bounds of late reads take into account
 }
 
@@ -33,7 +43,7 @@ func meanSince(before, now blockdev.Latency) time.Duration {
 	return (now.Sum - before.Sum) / time.Duration(n)
 }
 
-// watchHealth judges the disks by their latency until the array closes.
+// watchHealth judges the disks by their latency and their errors until the array closes.
 func (a *Array) watchHealth() {
 	every := a.opt.HealthEvery
 	if every == 0 {
@@ -52,9 +62,8 @@ func (a *Array) watchHealth() {
 			if !a.canSpare(d) { // another one was fenced just now
 				continue
 			}
-			a.logger.Error("disk too slow", "path", d.path, "slot", d.slot)
 			if err := a.log.fail([]*disk{d}); err != nil {
-				a.logger.Error("slow disk not fenced", "path", d.path, "err", err)
+				a.logger.Error("suspect disk not fenced", "path", d.path, "err", err)
 			}
 		}
 	}
@@ -83,6 +92,13 @@ func (a *Array) takePulse(pulses map[*disk]*pulse) (fence []*disk) {
 		reads = append(reads, meanSince(p.reads, s.ReadLatency))
 		writes = append(writes, meanSince(p.writes, s.DurableLatency))
 		p.reads, p.writes = s.ReadLatency, s.DurableLatency
+		switch good, failed := s.Reads-p.good, s.ReadErrors-p.failed; {
+		case failed > 0 && failed >= good:
+			p.unread++
+		case good > 0:
+			p.unread = 0
+		}
+		p.good, p.failed = s.Reads, s.ReadErrors
 	}
 	a.hedges.measure(live, stats, pulses)
 	for i, d := range live {
@@ -93,14 +109,54 @@ func (a *Array) takePulse(pulses map[*disk]*pulse) (fence []*disk) {
 		case reads[i] > 0 || writes[i] > 0:
 			p.slow = 0
 		}
-		if d.suspect.Swap(p.slow > 0) != (p.slow > 0) {
-			a.logger.Warn("disk suspect", "path", d.path, "slot", d.slot, "suspect", p.slow > 0, "read", reads[i], "write", writes[i])
+		why := ""
+		switch {
+		case p.unread > 0:
+			why = readsFail
+			a.tasks.Go(func() { a.ask(d) })
+		case p.slow > 0:
+			why = tooSlow
 		}
-		if p.slow >= fenceAfter && a.canSpare(d) {
+		if sick := why != ""; d.suspect.Swap(sick) != sick {
+			a.logger.Warn("disk suspect", "path", d.path, "slot", d.slot, "suspect", sick, "reason", why, "read", reads[i], "write", writes[i])
+		}
+		a.mu.Lock()
+		d.symptom = why
+		a.mu.Unlock()
+		if max(p.slow, p.unread) >= fenceAfter && a.canSpare(d) {
 			fence = append(fence, d)
 		}
 	}
 	return fence
+}
+
+// ask reads a few blocks of a disk that must be there: the headers of bands, or its superblock where it has none. The counters of the device
+// tell what came of it.
+func (a *Array) ask(d *disk) {
+	if !d.asked.CompareAndSwap(false, true) {
+		return // it has not answered yet
+	}
+	defer d.asked.Store(false)
+	buf, err := a.meta.Get(a.ctx, askedBlocks*BlockSize)
+	if err != nil {
+		return
+	}
+	var ops []blockdev.Op
+	defer func() { release(&buf, ops) }()
+	read := func(off int64) {
+		ops = append(ops, blockdev.Op{Dev: d.gi, Off: off, Buf: buf.Bytes()[len(ops)*BlockSize:][:BlockSize]})
+	}
+	a.mu.RLock()
+	for _, b := range a.bands { // in no order
+		if pos := b.position(d.slot); pos >= 0 && len(ops) < askedBlocks {
+			read(a.geo.extentOffset(b.members[pos].extent))
+		}
+	}
+	a.mu.RUnlock()
+	if len(ops) == 0 {
+		read(0)
+	}
+	a.group.Run(ops) // what fails is counted
 }
 
 // slowest reports whether the i-th of the means is far from the others.

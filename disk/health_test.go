@@ -1,8 +1,10 @@
 package disk
 
 import (
+	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -136,5 +138,117 @@ func TestSlowest(t *testing.T) {
 		if got := slowest(c.means, 0); got != c.want {
 			t.Errorf("%s: %v", c.what, got)
 		}
+	}
+}
+
+// counting is an unreadable disk that counts its errors, as those below do.
+type counting struct {
+	unreadable
+	errors *atomic.Uint64
+}
+
+func (d counting) ReadAt(p []byte, off int64) error {
+	err := d.unreadable.ReadAt(p, off)
+	if err != nil {
+		d.errors.Add(1)
+	}
+	return err
+}
+
+func (d counting) Stats() blockdev.Stats {
+	s := d.unreadable.Stats()
+	s.ReadErrors += d.errors.Load()
+	return s
+}
+
+// TestUnreadableDiskIsFenced: disks of which every read fails are suspect, and then fenced, as many as parity bears; one that works again in time
+// proves itself.
+func TestUnreadableDiskIsFenced(t *testing.T) {
+	var fails [6]atomic.Bool
+	f := newMemArray(t, 6, 4, 2, func(i int, d blockdev.Device) blockdev.Device { return counting{unreadable{d, &fails[i]}, new(atomic.Uint64)} })
+	f.opt.HealthEvery = 100 * time.Millisecond
+	a := f.open(0, 1, 2, 3, 4, 5)
+	f.fill(a, 8)
+	read := func() {
+		if err := f.w.verify(a, f.state); err != nil {
+			t.Fatal(err)
+		}
+	}
+	await := func(what string, cond func(Status) bool) {
+		t.Helper()
+		for deadline := time.Now().Add(20 * time.Second); !cond(a.Status()); time.Sleep(10 * time.Millisecond) {
+			for loc := range f.locs() {
+				if v, err := a.ReadPacked(t.Context(), loc); err == nil {
+					v.Release()
+				}
+			}
+			for _, s := range f.w.bulk {
+				if v, err := a.ReadStripe(t.Context(), s, 0, int(s.Segments)); err == nil {
+					v.Release()
+				}
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("%s: does not come about: %+v", what, a.Status().Disks)
+			}
+		}
+	}
+	fails[2].Store(true)
+	await("suspect", func(s Status) bool { return s.Disks[2].State == DiskSuspect && s.Disks[2].Reason == readsFail })
+	fails[2].Store(false)
+	await("well again", func(s Status) bool { return s.State == "healthy" })
+
+	for i := range 3 {
+		fails[i].Store(true)
+	}
+	fenced := func(s Status) (n int) {
+		for _, d := range s.Disks {
+			if d.State == DiskFenced && d.Reason == readsFail {
+				n++
+			}
+		}
+		return n
+	}
+	await("fenced", func(s Status) bool { return fenced(s) == 2 })
+	time.Sleep(5 * f.opt.HealthEvery)
+	if st := a.Status(); fenced(st) != 2 || st.State != "degraded" {
+		t.Errorf("%s, %s: %d fenced", st.State, st.Reason, fenced(st))
+	}
+	for i := range 3 {
+		fails[i].Store(false)
+	}
+	read()
+	if err := a.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestTooManyFailed: when more disks refuse writes than parity bears, status says which, and what to do.
+func TestTooManyFailed(t *testing.T) {
+	f := newFlakyArray(t, 6, 4, 2, 24)
+	a := f.open(Options{})
+	defer a.Close()
+	w := newWritten()
+	w.fill(t, a, 1)
+	for i := range 3 {
+		f.disks[i].failWrites(errors.New("input/output error"))
+	}
+	var err error
+	for i := uint64(5000); err == nil && i < 5020; i++ {
+		err = w.put(a, i, 4096)
+	}
+	if !errors.Is(err, ErrReadOnly) {
+		t.Error(err)
+	}
+	st := a.Status()
+	for _, d := range st.Disks {
+		if failed := d.State == DiskFenced; failed != (d.Slot < 3) || failed && d.Reason == "" {
+			t.Errorf("slot %d is %s: %s", d.Slot, d.State, d.Reason)
+		}
+		if named := strings.Contains(st.Reason, fmt.Sprintf("slot %d %s (", d.Slot, d.Path)); named != (d.Slot < 3) {
+			t.Errorf("slot %d named %t in %q", d.Slot, named, st.Reason)
+		}
+	}
+	if st.State != "stopped" || !strings.Contains(st.Reason, "start again") {
+		t.Errorf("%s: %s", st.State, st.Reason)
 	}
 }

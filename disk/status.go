@@ -133,8 +133,11 @@ func (a *Array) Status() Status {
 			ds.Size, ds.Model, ds.Serial, ds.Stats = l.Size, l.Model, l.Serial, d.dev.Stats()
 		}
 		if d.state == DiskHealthy && d.suspect.Load() {
-			ds.State, ds.Reason = DiskSuspect, "slower than its peers"
+			ds.State, ds.Reason = DiskSuspect, d.symptom
 			s.State, s.Reason = "degraded", "a disk is "+string(ds.State)
+		}
+		if d.refused {
+			ds.State = DiskFenced // what it holds is still read
 		}
 		if d.rebuild != nil {
 			ds.Rebuild = d.rebuild.status()

@@ -2,6 +2,7 @@ package disk
 
 import (
 	"errors"
+	"iter"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -396,5 +397,16 @@ func TestLateHeader(t *testing.T) {
 			t.Error("memory that was handed out was written by a late read")
 		}
 		b.Release()
+	}
+}
+
+// locs are where the records are.
+func (f *memArray) locs() iter.Seq[Loc] {
+	return func(yield func(Loc) bool) {
+		for _, e := range f.state.entries {
+			if !yield(e.data) {
+				return
+			}
+		}
 	}
 }
