@@ -185,7 +185,7 @@ type Options struct {
 	WriteTimeout, ReadTimeout time.Duration
 	// PreferPool avoids io_uring.
 	PreferPool bool
-	// HealthEvery is how often the disks' latencies are compared; 0 means every second.
+	// HealthEvery is how often the disks' latencies are compared; 0 means every half second.
 	HealthEvery time.Duration
 	// SpareGrace is how long a disk is failed or missing before a spare takes its place; 0 means 10 minutes, less than 0 never.
 	SpareGrace time.Duration

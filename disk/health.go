@@ -9,11 +9,11 @@ import (
 
 // A disk is slow when its mean latency over an interval is slowFactor times the median of its peers', and above slowFloor: no disk that
 // works takes so long on average, and what is merely uneven stays below. It is suspect from then on: reads are answered from
-// the others where parity bears it. After fenceAfter such intervals in a row it is fenced, for every write waits for it. The same befalls a
-// disk of which at least half of the reads fail; as others answer for it then, it is asked for a few blocks in each interval, so that it can
-// prove itself.
+// the others where parity bears it. After fenceAfter such intervals it is fenced, for every write waits for it; one that is not slow takes half of
+// one back, so that a disk which is slow now and then is fenced as well. The same befalls a disk of which at least half of the reads fail; as
+// others answer for it then, it is asked for a few blocks in each interval, so that it can prove itself.
 const (
-	healthEvery = time.Second
+	healthEvery = 500 * time.Millisecond
 	slowFactor  = 10
 	slowFloor   = 50 * time.Millisecond
 	fenceAfter  = 3
@@ -29,7 +29,7 @@ const (
 // pulse is what was seen of a disk's latency.
 type pulse struct {
 	reads, writes blockdev.Latency                       // at the end of the last interval
-	slow, unread  int                                    // intervals in a row
+	slow, unread  int                                    // half intervals
 	good, failed  uint64                                 // reads, at the end of the last interval
 	sizes         [blockdev.SizeClasses]blockdev.Latency // what the bounds of late reads take into account
 }
@@ -94,9 +94,9 @@ func (a *Array) takePulse(pulses map[*disk]*pulse) (fence []*disk) {
 		p.reads, p.writes = s.ReadLatency, s.DurableLatency
 		switch good, failed := s.Reads-p.good, s.ReadErrors-p.failed; {
 		case failed > 0 && failed >= good:
-			p.unread++
+			p.unread += 2
 		case good > 0:
-			p.unread = 0
+			p.unread = max(p.unread-1, 0)
 		}
 		p.good, p.failed = s.Reads, s.ReadErrors
 	}
@@ -105,9 +105,9 @@ func (a *Array) takePulse(pulses map[*disk]*pulse) (fence []*disk) {
 		p := pulses[d]
 		switch {
 		case slowest(reads, i) || slowest(writes, i):
-			p.slow++
+			p.slow += 2
 		case reads[i] > 0 || writes[i] > 0:
-			p.slow = 0
+			p.slow = max(p.slow-1, 0)
 		}
 		why := ""
 		switch {
@@ -123,7 +123,7 @@ func (a *Array) takePulse(pulses map[*disk]*pulse) (fence []*disk) {
 		a.mu.Lock()
 		d.symptom = why
 		a.mu.Unlock()
-		if max(p.slow, p.unread) >= fenceAfter && a.canSpare(d) {
+		if max(p.slow, p.unread) >= 2*fenceAfter && a.canSpare(d) {
 			fence = append(fence, d)
 		}
 	}

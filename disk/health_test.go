@@ -165,7 +165,9 @@ func (d counting) Stats() blockdev.Stats {
 // proves itself.
 func TestUnreadableDiskIsFenced(t *testing.T) {
 	var fails [6]atomic.Bool
-	f := newMemArray(t, 6, 4, 2, func(i int, d blockdev.Device) blockdev.Device { return counting{unreadable{d, &fails[i]}, new(atomic.Uint64)} })
+	f := newMemArray(t, 6, 4, 2, func(i int, d blockdev.Device) blockdev.Device {
+		return counting{unreadable{d, &fails[i]}, new(atomic.Uint64)}
+	})
 	f.opt.HealthEvery = 100 * time.Millisecond
 	a := f.open(0, 1, 2, 3, 4, 5)
 	f.fill(a, 8)

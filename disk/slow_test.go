@@ -177,6 +177,62 @@ func percentile(d []time.Duration, p int) time.Duration {
 	return d[len(d)*p/100]
 }
 
+// TestFlappingDisk: a disk that is slow half of the time, and works in between, is fenced all the same, and soon: from then on nobody waits for it.
+func TestFlappingDisk(t *testing.T) {
+	m, err := NewMemory(6, superArea+96<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	err = m.Create(t.Context(), CreateOptions{ArrayID: [16]byte{3}, Geometry: Geometry{Data: 4, Parity: 2, ExtentSize: 1 << 20}, Keys: testKeys{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		devs, f := slowArray(t, m)
+		defer f.a.Close()
+		healthyRead, healthyWrite, _ := f.run(4*time.Second, 1000)
+		stop := make(chan bool)
+		defer close(stop)
+		go func() {
+			for {
+				devs[2].(modelDev).slow.Store(!devs[2].(modelDev).slow.Load())
+				select {
+				case <-stop:
+					return
+				case <-time.After(1500 * time.Millisecond):
+				}
+			}
+		}()
+		f.run(8*time.Second, 2000)
+		read, write, _ := f.run(10*time.Second, 3000)
+		if d := f.a.Status().Disks[2]; d.State != DiskFenced || d.Reason != tooSlow || read > 3*healthyRead || write > 3*healthyWrite {
+			t.Errorf("the disk is %s (%s); 99th percentiles: reads %v, healthy %v; writes %v, healthy %v", d.State, d.Reason, read, healthyRead, write, healthyWrite)
+		}
+	})
+}
+
+// slowArray opens an array of disks that take their time, fills it, and lets it measure them.
+func slowArray(t *testing.T, m *Memory) ([]blockdev.Device, *foreground) {
+	var devs []blockdev.Device
+	for i, d := range m.devs {
+		devs = append(devs, newModelDev(d, uint64(i)))
+	}
+	set, err := discover(devs, nil, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	state := &testState{}
+	a, err := set.Open(context.Background(), Options{Keys: testKeys{}, Crypto: crypto(), State: state, PreferPool: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := &foreground{a: a, t: t}
+	f.load(state)
+	f.run(2*time.Second, 1)
+	return devs, f
+}
+
 // TestSlowDiskTail: with one disk that takes 1 s for each operation, whichever it is, the 99th percentile of foreground reads and writes
 // stays within three times that of healthy disks over half a minute, in which the disk is fenced (puts under way wait for it until then); and healthy disks get hardly any reads that hedging adds. Time is simulated.
 func TestSlowDiskTail(t *testing.T) {
@@ -204,23 +260,9 @@ func TestSlowDiskTail(t *testing.T) {
 }
 
 func slowTail(t *testing.T, m *Memory, slot int) {
-	var devs []blockdev.Device
-	for i, d := range m.devs {
-		devs = append(devs, newModelDev(d, uint64(i)))
-	}
-	set, err := discover(devs, nil, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	state := &testState{}
-	a, err := set.Open(context.Background(), Options{Keys: testKeys{}, Crypto: crypto(), State: state, PreferPool: true})
-	if err != nil {
-		t.Fatal(err)
-	}
+	devs, f := slowArray(t, m)
+	a := f.a
 	defer a.Close()
-	f := &foreground{a: a, t: t}
-	f.load(state)
-	f.run(2*time.Second, 1) // measures the bounds
 	before := a.Status().Hedges
 	healthyRead, healthyWrite, n := f.run(4*time.Second, 1000)
 	hedged := a.Status().Hedges - before
