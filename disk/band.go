@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sort"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -187,19 +188,24 @@ func (a *Array) bandsLeft() int {
 	return a.bandsOf(free)
 }
 
-// bandsOf is how many bands of the widest possible width the given numbers of free extents make.
+// bandsOf is how many bands of the widest possible width the given numbers of free extents make: the largest n for which the disks have
+// room for n times the width, none of them giving more than n. Taking extents on the emptiest disks gets there.
 func (a *Array) bandsOf(free []int) int {
 	w := min(a.geo.width(), len(free))
 	if w == 0 {
 		return 0
 	}
-	slices.Sort(free)
-	// The band count is bounded by the w-th fullest choice; with as many disks as cells it is the smallest count.
 	sum := 0
 	for _, f := range free {
 		sum += f
 	}
-	return min(sum/w, free[len(free)-w])
+	return sort.Search(sum/w, func(n int) bool {
+		got := 0
+		for _, f := range free {
+			got += min(f, n+1)
+		}
+		return got < (n+1)*w
+	})
 }
 
 // freeSpace is how many bytes of data fit into extents that are not taken, in stripes as wide as the live disks allow; a.mu is held.

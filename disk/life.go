@@ -187,19 +187,18 @@ func (a *Array) planRemoval(slot int) (*Removal, error) {
 		return nil, fmt.Errorf("%w: slot %d is being drained already", ErrRemove, slot)
 	}
 	free := map[int]int{}
-	all, rest := 0, 0
+	var rest []int // extents of the others
 	for _, o := range a.slots() {
 		if !o.counts() || o.draining {
 			continue
 		}
-		all += int(o.extents)
 		if o == d {
 			continue
 		}
 		if !o.whole() {
 			return nil, fmt.Errorf("%w: the disk in slot %d is %s: replace it or wait until it is rebuilt, then remove slot %d", ErrRemove, o.slot, o.state, slot)
 		}
-		rest += int(o.extents)
+		rest = append(rest, int(o.extents))
 		free[o.slot] = o.free
 	}
 	if d.hollow {
@@ -233,7 +232,7 @@ func (a *Array) planRemoval(slot int) (*Removal, error) {
 		p.Free = int64(n-reserveBands) * usable
 	}
 	p.Extents, p.Bytes, p.Disks = len(bands), int64(len(bands))*a.geo.ExtentSize, len(free)
-	p.Capacity, p.After = int64(all/a.geo.width())*usable, int64(rest/a.geo.width())*usable
+	p.Capacity, p.After = int64(a.totalBands())*usable, int64(a.bandsOf(rest))*usable
 	return p, nil
 }
 

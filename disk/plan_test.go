@@ -3,6 +3,7 @@ package disk
 import (
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"testing"
 )
 
@@ -368,5 +369,31 @@ func BenchmarkPlan(b *testing.B) {
 				plan(reqs, test.data, 2, maxCellBlocks)
 			}
 		})
+	}
+}
+
+// TestBandsOf compares the number of bands that free extents make with what taking extents on the emptiest disks comes to.
+func TestBandsOf(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 2))
+	for range 2000 {
+		free := make([]int, 1+rng.IntN(9))
+		for i := range free {
+			free[i] = rng.IntN(1 + rng.IntN(30))
+		}
+		a := &Array{geo: Geometry{Data: 1 + rng.IntN(4), Parity: rng.IntN(3)}}
+		got := a.bandsOf(free)
+		left, want := slices.Clone(free), 0
+		for w := min(a.geo.width(), len(left)); ; want++ {
+			slices.SortFunc(left, func(x, y int) int { return y - x })
+			if left[w-1] == 0 {
+				break
+			}
+			for i := range w {
+				left[i]--
+			}
+		}
+		if got != want {
+			t.Fatalf("%v, %d wide: %d bands, %d can be taken", free, a.geo.width(), got, want)
+		}
 	}
 }

@@ -441,13 +441,13 @@ func (a *Array) slackBands() int { return a.spareBands() + a.totalBands()/9 }
 
 // totalBands is how many bands of full width the array holds; a.mu is held.
 func (a *Array) totalBands() int {
-	n := 0
+	var extents []int
 	for _, d := range a.slots() {
 		if d.counts() && !d.draining {
-			n += int(d.extents)
+			extents = append(extents, int(d.extents))
 		}
 	}
-	return n / a.geo.width()
+	return a.bandsOf(extents)
 }
 
 // noteSpace looks whether space has become short or plentiful; a.mu is held.

@@ -116,7 +116,6 @@ func (a *Array) Status() Status {
 		Repairs: a.stats.repairs.Load(), Reconstructions: a.stats.reconstructions.Load(),
 		Hedges: a.hedges.issued.Load(), HedgesWon: a.hedges.won.Load(),
 	}
-	var extents int64
 	for _, d := range a.slots() {
 		if d.role == roleNone && d.drain == nil { // else its device is still open
 			continue
@@ -124,9 +123,6 @@ func (a *Array) Status() Status {
 		ds := DiskStatus{
 			Slot: d.slot, ID: hex.EncodeToString(d.id[:]), Path: d.path, State: d.state, Reason: d.reason,
 			Extents: int(d.extents), Free: d.free, Measured: d.model,
-		}
-		if d.counts() && !d.draining {
-			extents += int64(d.extents)
 		}
 		if d.dev != nil {
 			l := d.dev.Limits()
@@ -176,7 +172,7 @@ func (a *Array) Status() Status {
 	}
 	s.Scrub = scrub
 	usable := a.geo.ExtentSize - BlockSize
-	s.Capacity = max(extents/int64(a.geo.width())-int64(a.slackBands()), 0) * int64(a.geo.Data) * usable
+	s.Capacity = int64(max(a.totalBands()-a.slackBands(), 0)) * int64(a.geo.Data) * usable
 	s.Free = min(a.freeSpace(), s.Capacity)
 	for _, arena := range []*blockdev.Arena{a.arena, a.reads, a.rebuild, a.meta} {
 		n, _ := arena.Stats()
