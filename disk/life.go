@@ -79,6 +79,10 @@ func (a *Array) emptySlot(size int64, spare bool) (int, error) {
 	if n := a.geo.extents(size); n < minExtents {
 		return 0, fmt.Errorf("%w: it has room for %d extents of %d bytes, and needs %d", ErrAdd, n, a.geo.ExtentSize, minExtents)
 	}
+	if large := a.largerThan(a.geo.extents(size)); spare && len(large) > 0 && len(large) == a.counted() {
+		return 0, fmt.Errorf("%w: as a spare it is smaller than every disk: %d extents of %d bytes, and %s has %d", ErrAdd, a.geo.extents(size),
+			a.geo.ExtentSize, large[0].path, large[0].extents)
+	}
 	for _, d := range a.slots() {
 		if !spare && d.counts() && !d.whole() {
 			return 0, fmt.Errorf("%w: the disk in slot %d is %s: replace it first, or add the new disk as a spare that takes its place", ErrAdd, d.slot, d.state)

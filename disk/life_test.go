@@ -187,8 +187,8 @@ func TestSpare(t *testing.T) {
 	w := newWritten()
 	a := f.open()
 	w.fill(t, a, 1)
-	small, spare := f.newDiskFile("small", superArea+20<<20), f.newDiskFile("spare", replaceSize)
-	for _, p := range []string{small, spare} {
+	large, spare := f.newDiskFile("large", replaceSize+20<<20), f.newDiskFile("spare", replaceSize) // the smaller one is used
+	for _, p := range []string{large, spare} {
 		if _, err := a.Add(t.Context(), p, AddOptions{Spare: true}); err != nil {
 			t.Fatal(err)
 		}
@@ -207,7 +207,7 @@ func TestSpare(t *testing.T) {
 		t.Fatal(err)
 	}
 	old := f.paths[3]
-	f.paths = append(slices.Delete(f.paths, 3, 4), small, spare)
+	f.paths = append(slices.Delete(f.paths, 3, 4), large, spare)
 	f.state = &testState{}
 	a = f.open()
 	until(t, a, "spare used", func(s Status) bool { return s.State == "healthy" && !s.has(7) })
@@ -308,5 +308,32 @@ func TestRetiredDiskKeepsOldKeys(t *testing.T) {
 	defer set.Close()
 	if got := string(set.KeyArea()); got != "a later key epoch" {
 		t.Errorf("key area %q", got)
+	}
+}
+
+// TestSmallSpare: a spare that could take no disk's place is refused, and one that could not take some says so.
+func TestSmallSpare(t *testing.T) {
+	f := newFileArray(t, 4, 2, 1, replaceSize)
+	a := f.open()
+	defer a.Close()
+	tiny := f.newDiskFile("tiny", replaceSize-4<<20)
+	if err := a.CanAdd(replaceSize-4<<20, true); !errors.Is(err, ErrAdd) || !strings.Contains(err.Error(), "smaller than every disk") {
+		t.Errorf("plan: %v", err)
+	}
+	if _, err := a.Add(t.Context(), tiny, AddOptions{Spare: true}); !errors.Is(err, ErrAdd) {
+		t.Errorf("a spare smaller than every disk: %v", err)
+	}
+	if _, err := a.Add(t.Context(), f.newDiskFile("large", replaceSize+8<<20), AddOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	slot, err := a.Add(t.Context(), f.newDiskFile("small", replaceSize), AddOptions{Spare: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := a.Status().Disks[slot]; d.State != DiskSpare || !strings.Contains(d.Reason, "place of 1 of") {
+		t.Errorf("spare is %s: %q", d.State, d.Reason)
+	}
+	if err := a.promote(a.slots()[4]); !errors.Is(err, errSmallSpare) {
+		t.Errorf("promote: %v", err)
 	}
 }

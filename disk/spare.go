@@ -68,21 +68,38 @@ func (a *Array) away() (list []*disk) {
 	return list
 }
 
-var errNoSpare = errors.New("no spare")
+// largerThan lists the disks whose place one of so many extents cannot take; a.mu is held.
+func (a *Array) largerThan(extents uint32) (list []*disk) {
+	for _, d := range a.slots() {
+		if d.counts() && d.extents > extents {
+			list = append(list, d)
+		}
+	}
+	return list
+}
+
+var (
+	errNoSpare    = errors.New("no spare")
+	errSmallSpare = errors.New("every spare is smaller than the disk")
+)
 
 // promote lets the smallest spare that is large enough take the place of a disk. It keeps its identity, so that whatever copies of its
 // superblock a power cut leaves are those of one disk.
 func (a *Array) promote(old *disk) error {
 	a.mu.RLock()
 	var spare *disk
+	err := errNoSpare
 	for _, d := range a.slots() {
+		if d.state == DiskSpare {
+			err = errSmallSpare
+		}
 		if d.state == DiskSpare && a.geo.extents(d.dev.Limits().Size) >= old.extents && (spare == nil || d.extents < spare.extents) {
 			spare = d
 		}
 	}
 	a.mu.RUnlock()
 	if spare == nil {
-		return errNoSpare
+		return err
 	}
 	a.logger.Warn("spare takes the place of a disk", "slot", old.slot, "old", old.path, "spare", spare.path)
 	return a.exchange(old.slot, &disk{id: spare.id, dev: spare.dev, gi: spare.gi, path: spare.path, model: spare.model}, spare)

@@ -132,6 +132,11 @@ func (a *Array) Status() Status {
 			ds.State, ds.Reason = DiskSuspect, d.symptom
 			s.State, s.Reason = "degraded", "a disk is "+string(ds.State)
 		}
+		if d.state == DiskSpare && d.dev != nil {
+			if large := a.largerThan(a.geo.extents(d.dev.Limits().Size)); len(large) > 0 {
+				ds.Reason = fmt.Sprintf("too small to take the place of %d of the disks", len(large))
+			}
+		}
 		if d.refused {
 			ds.State = DiskFenced // what it holds is still read
 		}
