@@ -607,6 +607,14 @@ func (a *Array) writeMove(ctx context.Context, b, moved *band, pos int, to *disk
 	}
 	a.mu.Lock()
 	a.bands[b.num] = moved
+	from := a.slots()[b.members[pos].slot]
+	usable := from.usable()
 	a.mu.Unlock()
+	if usable {
+		// Should the disk stay, it must not recall what was.
+		if e := a.writeHeader(context.WithoutCancel(ctx), moved, -1, b.members[pos], from); e != nil {
+			failed, err = append(failed, from), e
+		}
+	}
 	return failed, err
 }

@@ -337,3 +337,60 @@ func TestSmallSpare(t *testing.T) {
 		t.Errorf("promote: %v", err)
 	}
 }
+
+// TestFreeAfterRemoval: what was moved from a disk that was removed can be freed while another disk is missing, before and after a restart; and
+// does not come back with that.
+func TestFreeAfterRemoval(t *testing.T) {
+	for _, restart := range []bool{false, true} {
+		f := newFileArray(t, 4, 2, 1, replaceSize)
+		a := f.open()
+		var bands []uint64
+		for i := uint64(1); i < 40; i++ {
+			s, err := writeStripe(a, i<<20, a.MaxStripeSegments())
+			if err != nil {
+				t.Fatal(err)
+			}
+			a.Unpin(s.Band)
+			if !slices.Contains(bands, s.Band) {
+				bands = append(bands, s.Band)
+			}
+		}
+		if err := a.Remove(t.Context(), 0); err != nil {
+			t.Fatal(err)
+		}
+		until(t, a, "drained", func(s Status) bool { return !s.has(0) })
+		all := f.paths
+		if restart {
+			if err := a.Close(); err != nil {
+				t.Fatal(err)
+			}
+			f.paths = slices.Delete(slices.Clone(all), 1, 2)
+			a = f.open()
+		} else if err := a.log.fail(a.slots()[1:2]); err != nil {
+			t.Fatal(err)
+		}
+		freed := 0
+		for _, b := range bands {
+			if a.CanFree(b) {
+				if err := a.Free(t.Context(), b); err != nil {
+					t.Error(err)
+				}
+				freed++
+			}
+		}
+		if freed < len(bands)-1 { // the last one is not closed
+			t.Errorf("restart %t: %d of %d bands freed", restart, freed, len(bands))
+		}
+		if err := a.Close(); err != nil {
+			t.Fatal(err)
+		}
+		f.paths = all
+		a = f.open()
+		if n := len(a.Bands()); n > len(bands)-freed+1 {
+			t.Errorf("restart %t: %d bands are there again", restart, n)
+		}
+		if err := a.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}

@@ -165,14 +165,29 @@ func (a *Array) usableIn(b *band) (n int) {
 // that has the mark must be there. More than parity of them are enough always; and if the band is on every disk of the array,
 // any are, since more than parity disks are needed to open it, and no more than those were away.
 func (a *Array) canBury(b *band, n int) bool {
-	// A member that was moved may have left a header on its old disk: one mark more is needed for each.
+	// A disk that comes back with a header from before a move knows nothing of the extent that was moved to: one mark more is needed for each.
 	moved := 0
 	for pos := range b.members {
-		if b.placedAt(pos) != b.num {
+		if b.placedAt(pos) != b.num && a.mayRecall(b) {
 			moved++
 		}
 	}
 	return n == len(b.members) || n > a.geo.Parity+moved || n > 0 && moved == 0 && len(b.members) == a.counted()
+}
+
+// mayRecall reports whether a disk that is away may carry a header of a band from before its last move: not one that took part in a later epoch,
+// as the header was put right, or cleared, before that began. a.mu is held.
+func (a *Array) mayRecall(b *band) bool {
+	for _, d := range a.slots() {
+		if !d.counts() || d.usable() {
+			continue
+		}
+		m := a.super.members[d.slot]
+		if out := m.state == memberOut || m.state == memberOutHollow; !out || m.since <= b.revision()>>32+1 {
+			return true
+		}
+	}
+	return false
 }
 
 // bury overwrites the headers of a band with marks that it is free. One of them found later makes the band void.
