@@ -225,6 +225,7 @@ type faults struct {
 	trustData, noInFlight                            bool // of scrubs: parity is made anew from unverified data; what is being written is judged
 	noHold                                           bool // the memory of late reads is used again while they go on
 	moveEarly, noPlaced                              bool // a band moves before its cells do; when extents were taken is not looked at
+	noResync, ackFirst                               bool // a disk that comes back counts as it is; stripes are acknowledged before they are durable
 	noShadow                                         bool // the simulated caller forgets deletions with the band that they lie in
 }
 

@@ -50,6 +50,9 @@ func (a *Array) resyncDisk(ctx context.Context, d *disk, cut uint64) (int, error
 		if err := a.rewriteBandHeader(ctx, b, pos, d); err != nil {
 			return cells, err
 		}
+		if a.opt.faults.noResync {
+			continue
+		}
 		n, err := a.resyncBand(ctx, b, d, func(h *header) bool {
 			return b.kind == kindBulk || h.stripe <= min(cut, r.limit[b.num])
 		})

@@ -104,6 +104,7 @@ func TestSimulationCatchesBugs(t *testing.T) {
 		{"noinflight", faults{noInFlight: true}, simKinds},
 		{"nohold", faults{noHold: true}, blockdev.FaultSlow},
 		{"noshadow", faults{noShadow: true}, simKinds},
+		{"ackfirst", faults{ackFirst: true}, simKinds},
 		{"noflush", faults{noFlush: true}, simKinds},
 		{"norepair", faults{noRepair: true}, simKinds},
 		{"noverify", faults{noVerify: true}, simKinds},
@@ -126,6 +127,9 @@ func TestSimulationCatchesBugs(t *testing.T) {
 // simKinds are the faults of a normal run.
 const simKinds = blockdev.FaultRot | blockdev.FaultOverwrite | blockdev.FaultStale | blockdev.FaultMisplaced | blockdev.FaultBadRange |
 	blockdev.FaultLostWrite | blockdev.FaultMisdirect | blockdev.FaultFailOnce | blockdev.FaultDead | blockdev.FaultHung | blockdev.FaultFull | blockdev.FaultSlow
+
+// simOutages are faults that keep a disk away and do no harm to what it holds.
+const simOutages = blockdev.FaultFailOnce | blockdev.FaultDead | blockdev.FaultHung | blockdev.FaultFull | blockdev.FaultSlow
 
 type simStats struct {
 	cuts, acked, opens, stripes, faults, freed, replaced, scrubs, mended, rekeyed, members, drained, promoted, hedges, healed int
@@ -163,6 +167,7 @@ type sim struct {
 	geo   Geometry
 	// extents of each disk: where there are few, space is short
 	extents int64
+	outages bool // disks go away and come back, and lose nothing
 	bugs    faults
 	kinds   blockdev.FaultKind
 	hurt    bool // one fault a life when only some kinds are wanted
@@ -365,6 +370,7 @@ func simulateStats(seed uint64, bugs faults, kinds blockdev.FaultKind, trace boo
 	}
 	s.world.Restart()
 	// Faults stay on a few disks, so that no more than parity are ever hurt. A missing majority needs its own flag.
+	s.outages = kinds == simKinds && s.rng.IntN(4) == 0
 	hurt := s.rng.IntN(shape.parity + 1)
 	if kinds != simKinds {
 		hurt = shape.parity
@@ -453,6 +459,9 @@ func (s *sim) step() {
 		}
 		s.stats.stripes++
 		s.flight = append(s.flight, simFlight{cut, t})
+		for _, op := range s.ops {
+			op.acked = op.acked || s.bugs.ackFirst && slices.Contains(cut.reqs, op.req)
+		}
 	}
 	for range s.rng.IntN(6) {
 		s.world.Step()
@@ -513,7 +522,11 @@ func (s *sim) fault() {
 	for _, i := range s.suspect {
 		suspects = append(suspects, s.disks[i])
 	}
-	f := s.world.RandomFault(suspects, s.kinds)
+	kinds := s.kinds
+	if s.outages {
+		kinds = simOutages
+	}
+	f := s.world.RandomFault(suspects, kinds)
 	s.stats.faults++
 	s.say("fault: %v", f)
 }
@@ -579,8 +592,11 @@ func (s *sim) restart() {
 	for _, i := range s.suspect {
 		if s.rng.IntN(2) == 0 {
 			s.revive(i)
-		} else if s.kinds == simKinds && s.rng.IntN(12) == 0 {
+		} else if s.kinds == simKinds && !s.outages && s.rng.IntN(12) == 0 {
 			s.disks[i].Truncate((1 + s.rng.Int64N(s.simDiskSize()/BlockSize)) * BlockSize)
+		}
+		if s.outages && s.rng.IntN(2) == 0 {
+			s.disks[i].Kill() // what was on its way to it is missing, and the others go on
 		}
 	}
 }
@@ -753,9 +769,9 @@ func (s *sim) readOne() {
 }
 
 // heal returns the disks that are lost at the very end: those of the faults; or, for half of the seeds, any, after all were there
-// once more and the array was made whole. What says that it is whole must be.
+// once more and the array was made whole. What says that it is whole must be: where disks were merely away, without a check's help.
 func (s *sim) heal() ([]int, error) {
-	if s.kinds != simKinds || s.rng.IntN(2) == 0 {
+	if s.kinds != simKinds || !s.outages && s.rng.IntN(2) == 0 {
 		return s.suspect, nil
 	}
 	for _, i := range s.suspect {
@@ -776,8 +792,10 @@ func (s *sim) heal() ([]int, error) {
 			s.a.drainDisk(s.a.ctx, d, d.drain)
 		}
 	}
-	if _, err := s.a.Check(context.Background(), CheckOptions{Repair: true}); err != nil {
-		return nil, fmt.Errorf("repair: %w", err)
+	if !s.outages {
+		if _, err := s.a.Check(context.Background(), CheckOptions{Repair: true}); err != nil {
+			return nil, fmt.Errorf("repair: %w", err)
+		}
 	}
 	for _, b := range s.a.sortedBands() {
 		s.say("healed band %x %v", b.num, b.members)
