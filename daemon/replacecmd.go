@@ -25,6 +25,8 @@ least as large. The array serves meanwhile, beside a running daemon; without one
 array and stays until the disk is rebuilt.
 
 From the moment the command says so OLD belongs to the array no more, and is ignored should it come back.
+Leave it where it is until NEW is rebuilt, if it works: what cannot be computed from the other disks is then
+read from OLD, as long as the same process goes on.
 Until the rebuild has ended its slot counts as lost: coffer array status shows how far it is. A rebuild
 that is interrupted goes on at the next start. It reads the most endangered data first.
 

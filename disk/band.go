@@ -119,6 +119,7 @@ type disk struct {
 	due   [classes]time.Time // when what was done on the disk is paid for; guarded by schedule.mu
 
 	role     diskRole    // guarded by Array.mu
+	olds     []*disk     // had its place before, and may help until it is rebuilt; guarded by Array.mu
 	draining bool        // takes no new bands; guarded by Array.mu
 	drain    *rebuilding // guarded by Array.mu
 	fresh    bool        // has no superblock yet

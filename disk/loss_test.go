@@ -120,7 +120,7 @@ func TestRebuildPastLoss(t *testing.T) {
 			kept <- p
 			return nil
 		}})
-		x.spoil(cells[:2])
+		x.spoil(cells[:3]) // the old disk cannot help
 		slot := cells[2].slot
 		fresh := blockdev.NewSimDisk(x.world, superArea+12<<20, blockdev.SimOptions{Name: "new"})
 		if err := a.replace(t.Context(), slot, fresh); err != nil {
@@ -149,5 +149,30 @@ func TestRebuildPastLoss(t *testing.T) {
 		}
 		a.Close()
 		x.disks[slot] = old
+	}
+}
+
+// TestReplacedDiskHelps: what cannot be computed from the others while a disk is rebuilt comes from the one that it replaces, if that is there.
+func TestReplacedDiskHelps(t *testing.T) {
+	x := newTampered(t)
+	for name, cells := range map[string][]cellPlace{"packed": x.packed, "bulk": x.bulk} {
+		x.restore(x.good)
+		a := x.openNaming(true)
+		x.spoil(cells[:2])
+		slot := cells[2].slot
+		for _, n := range []string{"new", "newer"} { // the second one takes the place of the first before that is rebuilt
+			a.SetRebuildRate(map[string]int64{"new": 1, "newer": 0}[n])
+			if err := a.replace(t.Context(), slot, blockdev.NewSimDisk(x.world, superArea+12<<20, blockdev.SimOptions{Name: n})); err != nil {
+				t.Fatal(err)
+			}
+		}
+		until(t, a, "rebuilt", func(s Status) bool { return s.Disks[slot].State == DiskHealthy })
+		if rep := x.check(a); !rep.OK() && rep.Bad != rep.Repaired || rep.Lost > 0 {
+			t.Errorf("%s: %d bad, %d repaired, %d lost: %v", name, rep.Bad, rep.Repaired, rep.Lost, rep.Faults)
+		}
+		if st := a.Status(); len(st.Losses) > 0 {
+			t.Errorf("%s: losses %v", name, st.Losses)
+		}
+		a.Close()
 	}
 }

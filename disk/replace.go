@@ -87,18 +87,44 @@ func (a *Array) replace(ctx context.Context, slot int, dev blockdev.Device) erro
 
 // exchange lets the disk d take the place of the one in a slot, and rebuilds it. A spare leaves its own slot empty.
 func (a *Array) exchange(slot int, d, spare *disk) error {
-	old := a.slots()[slot]
 	// The new disk takes part in everything from an epoch of its own on.
 	if err := a.log.change(func() error { return a.swap(slot, d, spare) }); err != nil {
 		return err
 	}
-	if old.dev != nil {
-		if err := old.dev.Close(); err != nil && !errors.Is(err, blockdev.ErrClosed) {
-			a.logger.Warn("old disk not closed", "path", old.path, "err", err)
-		}
-	}
 	a.startRebuilds()
 	return nil
+}
+
+// dismiss closes the disks whose place another one has taken.
+func (a *Array) dismiss(olds []*disk) {
+	for _, d := range olds {
+		if err := d.dev.Close(); err != nil && !errors.Is(err, blockdev.ErrClosed) {
+			a.logger.Warn("old disk not closed", "path", d.path, "err", err)
+		}
+	}
+}
+
+// recallCell fills the cell of a role with what a disk has that had this place before, of which too few others are left to compute it. It reports
+// whether there was one.
+func (a *Array) recallCell(w *wholeStripe, pos, role int, olds []*disk) (bool, error) {
+	for _, old := range slices.Backward(olds) {
+		op := blockdev.Op{Dev: old.gi, Off: a.geo.extentOffset(w.band.members[pos].extent) + int64(w.head.off)*BlockSize, Buf: w.cells[role]}
+		ops := []blockdev.Op{op}
+		err := a.run(ops)
+		w.ops = append(w.ops, ops...)
+		if err != nil {
+			return false, err
+		}
+		if ops[0].Stuck {
+			w.cells[role] = make([]byte, len(op.Buf))
+			continue
+		}
+		h, err := a.codec.parse(w.cells[role], place{disk: old.id, band: w.band.num, off: w.head.off})
+		if ops[0].Err == nil && err == nil && int(h.role) == role && h.sameStripe(&w.head) && a.codec.verify(w.cells[role], &h) {
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
 // swap puts a new disk into a slot and begins an epoch with it. Nothing is being written.
@@ -128,6 +154,9 @@ func (a *Array) swap(slot int, d, spare *disk) error {
 		return fmt.Errorf("%w: %d other disks are not whole, and parity bears %d", ErrReplace, out, a.geo.Parity)
 	}
 	d.slot, d.state, d.reason, d.hollow, d.fresh = slot, DiskRebuilding, "being rebuilt", true, true
+	if d.olds, old.olds = old.olds, nil; old.dev != nil {
+		d.olds = append(d.olds, old)
+	}
 	d.extents, d.used, d.free, d.next = old.extents, old.used, old.free, old.next
 	if old.drain != nil {
 		old.drain.cancel()
@@ -285,7 +314,10 @@ func (a *Array) rebuildBand(ctx context.Context, d *disk, r *rebuilding, b *band
 	if err := a.prepareOrFence(d, b.members[pos].extent); err != nil {
 		return err
 	}
-	c := &cellRebuild{d: d, r: r, b: b, pos: pos, limit: a.newRecovery().limit[b.num]}
+	a.mu.RLock()
+	olds := d.olds
+	a.mu.RUnlock()
+	c := &cellRebuild{d: d, r: r, b: b, pos: pos, olds: olds, limit: a.newRecovery().limit[b.num]}
 	if err := a.rebuildCells(ctx, c); err != nil {
 		return err
 	}
@@ -316,6 +348,7 @@ type cellRebuild struct {
 	b     *band
 	pos   int    // of the disk in the band
 	limit uint64 // last packed stripe that stands
+	olds  []*disk
 	lost  atomic.Int64
 }
 
@@ -385,14 +418,18 @@ func (a *Array) rebuildCell(ctx context.Context, c *cellRebuild, h header) error
 		}
 		defer w.release()
 		if w.goodCells() < int(h.data) {
-			err := a.missed(w)
+			recalled, err := a.recallCell(w, c.pos, role, c.olds)
+			if err == nil && !recalled {
+				err = a.missed(w)
+			}
 			if errors.Is(err, ErrCorrupt) {
 				c.lost.Add(1)
 				return nil
 			}
-			return err
-		}
-		if err := w.reconstructOnly(role, func(r int) bool { return w.good[r] && r != role }); err != nil {
+			if err != nil || !recalled {
+				return err
+			}
+		} else if err := w.reconstructOnly(role, func(r int) bool { return w.good[r] && r != role }); err != nil {
 			return err
 		}
 		op := a.cellWrite(w, role, c.d)
@@ -412,6 +449,7 @@ func (a *Array) rebuildCell(ctx context.Context, c *cellRebuild, h header) error
 
 // finishRebuild makes a disk count as whole.
 func (a *Array) finishRebuild(d *disk) {
+	var olds []*disk
 	err := a.log.change(func() error {
 		a.mu.Lock()
 		if d.state != DiskRebuilding { // it failed in the last moment
@@ -419,6 +457,7 @@ func (a *Array) finishRebuild(d *disk) {
 			return nil
 		}
 		d.state, d.reason, d.hollow, d.rebuild = DiskHealthy, "", false, nil
+		olds, d.olds = d.olds, nil
 		a.mu.Unlock()
 		return a.beginEpoch(a.log.acked.Load())
 	})
@@ -426,5 +465,6 @@ func (a *Array) finishRebuild(d *disk) {
 		a.logger.Error("rebuilt disk not taken in", "path", d.path, "slot", d.slot, "err", err)
 		return
 	}
+	a.dismiss(olds)
 	a.logger.Info("disk rebuilt", "path", d.path, "slot", d.slot)
 }
