@@ -91,6 +91,7 @@ is wrong with it. Block 0 of an extent holds the header of its band.
     torn         whole sectors are those of another write, or were not written
     rot          bits changed since it was written
     damaged      torn or rot, and too few other cells are left to tell which
+    inside       no cell begins there: it is inside of one, or what an earlier use left
     stale        of a band that no longer has the extent
     misdirected  it belongs to another disk, block or position of this array
     foreign      of another array

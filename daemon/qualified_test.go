@@ -52,15 +52,29 @@ func TestQualifiedDisks(t *testing.T) {
 	}
 }
 
-// TestQualifyMember measures a member of an array: the array knows from then on.
+// TestQualifyMember measures a member of an array: the array knows from then on, unless it was measured while most of it was blank.
 func TestQualifyMember(t *testing.T) {
 	dir := t.TempDir()
 	path := newDiskFile(t, dir, "a", 64<<20)
+	full := strings.Repeat("not blank", 7<<20)
 	for _, c := range []struct{ args, text string }{
 		{"create --yes --disk " + path, "array"},
+		{"qualify --duration 1ms " + path, "blocks that were never written"},
 		{"qualify --duration 1ms " + path, "noted in " + dataDir(dir).qualified()},
 		{"status --json", `"read_bandwidth"`},
 	} {
+		if strings.HasPrefix(c.text, "noted") {
+			f, err := os.OpenFile(path, os.O_WRONLY, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := f.WriteAt([]byte(full[:63<<20]), 1<<20); err != nil { // behind the superblocks
+				t.Fatal(err)
+			}
+			if err := f.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
 		if code, out, errText := coffer(t, strings.Fields("array "+c.args+" --data "+dir)...); code != exitOK || !strings.Contains(out+errText, c.text) {
 			t.Errorf("%s: exit %d: %s%s", c.args, code, out, errText)
 		}

@@ -106,6 +106,9 @@ func newQualifyCommand(e env) *cobra.Command {
 	return cmd
 }
 
+// mostBlank is the share of reads of unwritten blocks above which a measurement does not tell what the disk can do.
+const mostBlank = 0.1
+
 // noteFor keeps a measurement for the daemon, if there is a data directory.
 func noteFor(e env, f *arrayFlags, q *disk.Qualification) error {
 	cfg, err := f.load(e.getenv)
@@ -115,6 +118,11 @@ func noteFor(e env, f *arrayFlags, q *disk.Qualification) error {
 	dir := dataDir(cfg.Data)
 	if _, err := os.Stat(string(dir)); err != nil {
 		fmt.Fprintf(e.stderr, "not noted: there is no data directory %s (--data, --config)\n", dir)
+		return nil
+	}
+	if q.Blank > mostBlank {
+		fmt.Fprintf(e.stderr, "not noted: %.0f %% of the reads met blocks that were never written, which is faster than the disk: "+
+			"measure it with --write before it joins, or when it is full\n", q.Blank*100)
 		return nil
 	}
 	if err := dir.noteQualified(q); err != nil {

@@ -34,7 +34,7 @@ type HeaderInfo struct {
 }
 
 // CellInfo is what lies at a place of a disk. Verdict is one of good, empty (zeros), torn (sectors of another write), rot (altered since),
-// damaged (one of the two, and nothing left to tell which), stale (of a band that no longer has the extent), misdirected (belongs
+// damaged (one of the two, and nothing left to tell which), inside (no cell begins there), stale (of a band that no longer has the extent), misdirected (belongs
 // elsewhere in this array), foreign (of another array), unreadable and missing (no disk).
 type CellInfo struct {
 	Slot       int         `json:"slot"`
@@ -265,7 +265,7 @@ func (a *Array) judgeHeaderless(ctx context.Context, c *CellInfo, b *band, pos i
 	}
 	w, err := a.probe(ctx, b, c.Block)
 	if err != nil || w == nil {
-		c.Reason = "no header that verifies, and none that should be here: the inside of a cell, or what an earlier use left"
+		c.Verdict, c.Reason = "inside", "no cell begins here: it is inside of one, or what an earlier use left"
 		return err
 	}
 	defer w.release()

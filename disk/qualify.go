@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"coffer/disk/internal/blockdev"
@@ -37,6 +38,8 @@ type Qualification struct {
 	WriteBack  bool      `json:"volatile_cache"` // as the kernel says; assumed when it does not know
 	FUA        bool      `json:"fua"`
 	Measured   time.Time `json:"measured"`
+	// Blank is the share of reads that met zeros: of holes and trimmed blocks, which disks and file systems answer without looking.
+	Blank float64 `json:"blank_reads,omitempty"`
 
 	SeqRead    float64      `json:"sequential_read"`
 	SeqWrite   float64      `json:"sequential_write,omitempty"`
@@ -174,6 +177,7 @@ func Qualify(ctx context.Context, path string, opt QualifyOptions) (_ *Qualifica
 	if err := q.reads(ctx, r); err != nil {
 		return nil, err
 	}
+	r.Blank = float64(q.blank.Load()) / float64(max(q.done.Load(), 1))
 	if opt.Write && !opt.Streams {
 		r.Cache, r.CacheWhy = CacheVerdict(r.Rotational, r.WriteBack, r.RandRead[0].P50, r.Durable.P50)
 	}
@@ -189,6 +193,8 @@ type qualifier struct {
 	arena    *blockdev.Arena
 	streams  bool
 	progress func(string)
+
+	done, blank atomic.Int64 // reads, and those of zeros
 }
 
 func (q *qualifier) say(what string) {
@@ -274,6 +280,12 @@ func (q *qualifier) lane(ctx context.Context, start time.Time, w work, lane int,
 			return nil, ops[0].Err
 		}
 		took = append(took, time.Since(t))
+		if !w.write {
+			q.done.Add(1)
+			if isZero(ops[0].Buf[:BlockSize]) {
+				q.blank.Add(1)
+			}
+		}
 	}
 	return took, ctx.Err()
 }
