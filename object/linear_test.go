@@ -17,6 +17,7 @@ type access struct {
 	write     bool
 	value     int
 	call, ret int64
+	maybe     bool // a write that was cut off: it happened before ret, or never
 }
 
 // accesses are the calls of a race, by key, in the order of a clock that counts their beginnings and ends.
@@ -38,7 +39,15 @@ func (a *accesses) note(key string, call int64, write bool, value int) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.clock++
-	a.byKey[key] = append(a.byKey[key], access{write, value, call, a.clock})
+	a.byKey[key] = append(a.byKey[key], access{write: write, value: value, call: call, ret: a.clock})
+}
+
+// maybe adds a write that began at a time and was cut off now.
+func (a *accesses) maybe(key string, call int64, value int) {
+	a.note(key, call, true, value)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.byKey[key][len(a.byKey[key])-1].maybe = true
 }
 
 // check fails the test unless each key's calls can be put in an order. The first call of each, made before the race, reads what it held.
@@ -87,7 +96,7 @@ func linearizable(held int, ops []access) bool {
 				continue
 			}
 			done[i] = 1
-			if rest(o.value, first) {
+			if rest(o.value, first) || o.maybe && rest(held, first) {
 				return true
 			}
 			done[i] = 0
@@ -99,8 +108,11 @@ func linearizable(held int, ops []access) bool {
 
 // TestLinearizable is the control of the check.
 func TestLinearizable(t *testing.T) {
-	w := func(call, ret int64, v int) access { return access{true, v, call, ret} }
-	r := func(call, ret int64, v int) access { return access{false, v, call, ret} }
+	w := func(call, ret int64, v int) access { return access{write: true, value: v, call: call, ret: ret} }
+	r := func(call, ret int64, v int) access { return access{value: v, call: call, ret: ret} }
+	cut := func(call, ret int64, v int) access {
+		return access{write: true, value: v, call: call, ret: ret, maybe: true}
+	}
 	for name, test := range map[string]struct {
 		ops  []access
 		want bool
@@ -111,6 +123,10 @@ func TestLinearizable(t *testing.T) {
 		"new and old again":  {[]access{w(1, 2, 7), w(3, 9, 8), r(4, 5, 8), r(6, 7, 7)}, false},
 		"two writes at once": {[]access{w(1, 4, 7), w(2, 3, 8), r(5, 6, 7)}, true},
 		"lost write":         {[]access{w(1, 2, 7), r(3, 4, absent)}, false},
+		"cut off, done":      {[]access{w(1, 2, 7), cut(3, 4, 8), r(5, 6, 8)}, true},
+		"cut off, not done":  {[]access{w(1, 2, 7), cut(3, 4, 8), r(5, 6, 7)}, true},
+		"cut off, done late": {[]access{w(1, 2, 7), cut(3, 4, 8), r(5, 6, 7), r(7, 8, 8)}, false},
+		"cut off, undone":    {[]access{w(1, 2, 7), cut(3, 8, 8), r(4, 5, 8), r(9, 10, 7)}, false},
 		"readers disagree":   {[]access{w(1, 8, 7), w(2, 7, 8), r(9, 10, 7), r(11, 12, 8)}, false},
 	} {
 		if got := linearizable(absent, test.ops); got != test.want {
