@@ -119,6 +119,7 @@ func (c *crash) life() error {
 	wg.Wait()
 	c.mem.Cut()
 	c.close()
+	c.seen.died()
 	c.mem.Restore()
 	if err := c.open(); err != nil {
 		return fmt.Errorf("open after a power cut: %w", err)

@@ -17,7 +17,7 @@ type access struct {
 	write     bool
 	value     int
 	call, ret int64
-	maybe     bool // a write that was cut off: it happened before ret, or never
+	maybe     bool // a write that was cut off: it happened before ret, when the process died, or never
 }
 
 // accesses are the calls of a race, by key, in the order of a clock that counts their beginnings and ends.
@@ -42,12 +42,27 @@ func (a *accesses) note(key string, call int64, write bool, value int) {
 	a.byKey[key] = append(a.byKey[key], access{write: write, value: value, call: call, ret: a.clock})
 }
 
-// maybe adds a write that began at a time and was cut off now.
+// maybe adds a write that began at a time and was cut off.
 func (a *accesses) maybe(key string, call int64, value int) {
 	a.note(key, call, true, value)
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.byKey[key][len(a.byKey[key])-1].maybe = true
+	ops := a.byKey[key]
+	ops[len(ops)-1].maybe, ops[len(ops)-1].ret = true, 0
+}
+
+// died says that what was cut off has happened by now, or never does.
+func (a *accesses) died() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.clock++
+	for _, ops := range a.byKey {
+		for i := range ops {
+			if ops[i].ret == 0 {
+				ops[i].ret = a.clock
+			}
+		}
+	}
 }
 
 // check fails the test unless each key's calls can be put in an order. The first call of each, made before the race, reads what it held.
