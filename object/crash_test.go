@@ -136,7 +136,7 @@ func (c *crash) life() error {
 // disks as parity bears are lost: what they saw and what is left can be put in an order in which every acknowledged write happened, and
 // every other one once or never.
 func TestCrashLinearizable(t *testing.T) {
-	runs := 6
+	runs := 3
 	if testing.Short() {
 		runs = 1
 	}

@@ -13,7 +13,7 @@ import (
 // TestReplaceKilled ends the process that replaces a disk in the middle, daemon or command, again and again. Each time the next start finds
 // either the old disk or the new one in its place, and all that was acknowledged.
 func TestReplaceKilled(t *testing.T) {
-	rounds := 4
+	rounds := 2
 	if soak {
 		rounds = 40
 	} else {
