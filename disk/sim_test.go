@@ -41,7 +41,7 @@ func TestSimulation(t *testing.T) {
 	n := *simSeeds
 	switch {
 	case testing.Short():
-		n = min(n, 200)
+		n = min(n, 60) // a run has one goroutine at work: the race detector, whose form this is, sees little in it
 	case os.Getenv("COFFER_SOAK") != "":
 		n = max(n, 10000)
 	}
@@ -78,7 +78,11 @@ func TestSimulation(t *testing.T) {
 
 // TestSimulationMisdirected is the control of the location bug below: the same faults without the bug do no harm.
 func TestSimulationMisdirected(t *testing.T) {
-	for seed := range uint64(100) {
+	seeds := uint64(100)
+	if testing.Short() {
+		seeds = 20
+	}
+	for seed := range seeds {
 		if err := simulate(seed+1, faults{}, blockdev.FaultMisdirect, false, t.Logf); err != nil {
 			t.Errorf("seed %d: %v", seed+1, err)
 		}
