@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 )
@@ -165,5 +166,18 @@ func TestTLSVersions(t *testing.T) {
 			t.Errorf("client up to %s: got %s with %v", tls.VersionName(max), tls.VersionName(st.Version), st.CurveID)
 		}
 		nc.Close()
+	}
+}
+
+// TestWrongCertificateMakesNothing: a first start with a certificate that cannot be loaded leaves no array behind.
+func TestWrongCertificateMakesNothing(t *testing.T) {
+	dir := t.TempDir()
+	conf := writeTemp(t, "coffer.yaml", "tls: {cert_file: /nonexistent/cert, key_file: /nonexistent/key}\n")
+	code, _, errText := coffer(t, "serve", "--data", dir, "--config", conf, "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0")
+	if code != exitFailure || !strings.Contains(errText, "load certificate") {
+		t.Errorf("exit %d: %s", code, errText)
+	}
+	if dataDir(dir).noted() {
+		t.Error("an array was made")
 	}
 }

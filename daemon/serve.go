@@ -160,6 +160,10 @@ func (d *daemon) run(ctx context.Context) (err error) {
 	if _, _, err := givenCredentials(d.env.getenv, d.cfg.RootCredentialsFile); err != nil { // before anything is made
 		return err
 	}
+	certs, err := newCerts(d.cfg.tls(), d.dir.tls(), d.cfg.Listen, time.Now, d.log) // likewise
+	if err != nil {
+		return err
+	}
 	news, err := d.firstStart(ctx)
 	if err != nil {
 		return err
@@ -172,7 +176,7 @@ func (d *daemon) run(ctx context.Context) (err error) {
 		if err != nil {
 			return err
 		}
-		err = d.runOn(ctx, app, metrics, admin, &news)
+		err = d.runOn(ctx, app, metrics, admin, certs, &news)
 		if !errors.Is(err, object.ErrIndex) || ctx.Err() != nil {
 			return err
 		}
@@ -181,7 +185,7 @@ func (d *daemon) run(ctx context.Context) (err error) {
 }
 
 // runOn serves an open array until ctx ends or the index fails, and closes it.
-func (d *daemon) runOn(ctx context.Context, app *appliance, metrics *s3Metrics, admin *endpoint, n *news) (err error) {
+func (d *daemon) runOn(ctx context.Context, app *appliance, metrics *s3Metrics, admin *endpoint, certs *certs, n *news) (err error) {
 	defer func() { err = errors.Join(err, app.Close()) }()
 	app.scrub = startScrub(app.array, d.dir, &d.cfg.Scrub, d.log)
 	d.app.Store(app)
@@ -196,10 +200,6 @@ func (d *daemon) runOn(ctx context.Context, app *appliance, metrics *s3Metrics, 
 			printRootCredentials(d.env.stdout, creds)
 		}
 	}()
-	certs, err := newCerts(d.cfg.tls(), d.dir.tls(), d.cfg.Listen, time.Now, d.log)
-	if err != nil {
-		return err
-	}
 	endpoints, err := d.listenS3(metrics.count(d.front(app, creds, metrics)), certs.config())
 	if err != nil {
 		return err
