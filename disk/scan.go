@@ -13,6 +13,7 @@ type foundBand struct {
 	*band
 	first  uint64  // number of the stripe in its first place, 0 when none is readable
 	begun  bool    // something was written behind the header
+	unseen bool    // what was written could not be looked for: too few of its disks answer
 	claims []claim // extents that carry its header
 }
 
@@ -222,9 +223,9 @@ func (r *recovery) settleHeaders(ctx context.Context, void []*foundBand) error {
 		}
 	}
 	for _, f := range r.found {
-		for pos, m := range f.members { // a move was cut short, and tore the header
+		for pos, m := range f.members { // a move was cut short and tore the header, or power went before all disks had the first one
 			d := a.slots()[m.slot]
-			if f.revision() == f.num || !d.usable() || d.hollow || slices.Contains(places(f.claims), m) {
+			if f.revision() == f.num && !f.unseen || !d.usable() || d.hollow || slices.Contains(places(f.claims), m) {
 				continue
 			}
 			if err := a.writeHeader(ctx, f.band, pos, m, d); err != nil {
@@ -274,6 +275,7 @@ func (r *recovery) anythingIn(f *foundBand) bool {
 		found, err := r.a.headersIn(strictly{r.a}, f.band, off, int(min(headerChunk, end-off)))
 		if err != nil { // who can tell?
 			r.a.logger.Warn("band taken up unseen", "band", fmt.Sprintf("%x", f.num), "err", err)
+			f.unseen = true
 			return true
 		}
 		if len(found) > 0 {
