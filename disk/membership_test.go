@@ -497,6 +497,35 @@ func TestFreedWhileAway(t *testing.T) {
 	}
 }
 
+// TestEmptyBandUnseen: power went while the headers of a band were on their way, and of its disks too few answer to tell whether something
+// was written behind them. The band is taken up, and is whole.
+func TestEmptyBandUnseen(t *testing.T) {
+	s := newSimArray(t, 6, 4, 2, 12)
+	a := s.open()
+	b, err := a.openBand(t.Context(), kindPacked, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := func(slot int) int64 {
+		i := slices.IndexFunc(b.members, func(m bandMember) bool { return m.slot == slot })
+		return a.geo.extentOffset(b.members[i].extent)
+	}
+	power := s.snapshot()
+	a.Close()
+	s.restore(power)
+	s.disks[3].Overwrite(at(3), make([]byte, BlockSize)) // had not arrived
+	s.disks[2].BadRange(at(2)+BlockSize, BlockSize)
+
+	a = s.open(s.disks[:4]...)
+	defer a.Close()
+	if a.bands[b.num] == nil {
+		t.Fatal("the band was not taken up")
+	}
+	if rep, err := a.Check(t.Context(), CheckOptions{}); err != nil || rep.Bad > 0 {
+		t.Errorf("check: %+v, %v", rep, err)
+	}
+}
+
 // TestUnusedDiskIsNamed: of a disk that is there and cannot be used it is said why, whether the array opens or not.
 func TestUnusedDiskIsNamed(t *testing.T) {
 	f := newFileArray(t, 6, 4, 2, superArea+24<<20)
