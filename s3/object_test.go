@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"strings"
 	"sync/atomic"
@@ -258,6 +259,66 @@ func TestTrailers(t *testing.T) {
 		h.Del("x-amz-decoded-content-length")
 		return s
 	})
+}
+
+// TestTrailerAnswers: what is wrong with a body in chunks and its trailer, and what AWS answers. A trailer need not be announced; what was
+// not announced must not come.
+func TestTrailerAnswers(t *testing.T) {
+	e := newEnv(t)
+	const crc = "x-amz-checksum-crc64nvme"
+	for _, tt := range []struct {
+		trailer, size, framed string
+		more                  http.Header
+		want                  string
+	}{
+		{"", "11", "B\r\nhello world\r\n0\r\n\r\n", nil, "200"},
+		{"", "5", "5\r\nhello\r\n0\r\n\r\n", hdr("x-amz-checksum-crc32", "NhCmhg=="), "200"},
+		{crc, "5", "5\r\nhello\r\n0\r\n" + crc + ":M3eFcAZSQlc=\r\n\r\n", nil, "200"},
+
+		{crc, "5", "5\r\nhello\r\n0\r\n\r\n", nil, "400 MalformedTrailerError"},
+		{crc, "5", "5\r\nhello\r\n0\r\n:M3eFcAZSQlc=\r\n\r\n", nil, "400 MalformedTrailerError"},
+		{"", "5", "5\r\nhello\r\n0\r\n" + crc + ":M3eFcAZSQlc=\r\n\r\n", nil, "400 MalformedTrailerError"},
+		{crc, "5", "5\r\nhello\r\n0\r\ninvalid_trailer:M3eFcAZSQlc=\r\n\r\n", nil, "400 MalformedTrailerError"},
+
+		{crc, "", "5\r\nhello\r\n0\r\n" + crc + ":M3eFcAZSQlc=\r\n\r\n", nil, "411 MissingContentLength"},
+		{crc, "12x", "5\r\nhello\r\n0\r\n" + crc + ":M3eFcAZSQlc=\r\n\r\n", nil, "411 MissingContentLength"},
+
+		{crc, "5", "5\r\nhello\r\n0\r\n" + crc + ":nonsense\r\n\r\n", nil, "400 InvalidRequest"},
+		{crc, "5", "5\r\nhello\r\n0\r\n" + crc + ":QFRKMGE3tuw=\r\n\r\n", nil, "400 BadDigest"},
+		{crc, "5", "5\r\nhello\r\n0\r\n" + crc + ":M3eFcAZSQlc=\r\n\r\n", hdr("x-amz-checksum-crc32", "NhCmhg=="), "400 InvalidRequest"},
+		{crc, "5", "5\r\nhello\r\n0\r\n" + crc + ":M3eFcAZSQlc=\r\n\r\n", hdr(crc, "M3eFcAZSQlc="), "400 InvalidRequest"},
+		{crc, "5", "5\r\nhello\r\n0\r\n" + crc + ":M3eFcAZSQlc=\r\n\r\n", hdr("x-amz-sdk-checksum-algorithm", "SHA1"), "400 InvalidRequest"},
+
+		{crc, "10", "A\ndummy data\r\n0\r\n\r\n", nil, "400 IncompleteBody"},
+		{crc, "10", "A\r\ndummy data0\r\n\r\n", nil, "400 IncompleteBody"},
+		{crc, "10", "A\r\nXYZ\r\ndummy data\r\n0\r\n\r\n", nil, "400 IncompleteBody"},
+		{crc, "10", "B\r\ndummy data\r\n0\r\n\r\n", nil, "400 IncompleteBody"},
+		{crc, "10", "A\r\ndummy data\r\n0\r\n", nil, "400 IncompleteBody"},
+		{crc, "10", "A\r\ndummy data\r\n0\r\n" + crc + ":dPVWc2vU1+Q=\r\n", nil, "400 IncompleteBody"},
+		{crc, "10", "A\r\n", nil, "400 IncompleteBody"},
+		{crc, "10", "nonsense\r\ndummy data\r\n0\r\n" + crc + ":dPVWc2vU1+Q=\r\n\r\n", nil, "400 IncompleteBody"},
+		{crc, "10", "A\r\ndummy data\r\nJ\r\n" + crc + ":dPVWc2vU1+Q=\r\n\r\n", nil, "400 IncompleteBody"},
+	} {
+		h := hdr("x-amz-content-sha256", "STREAMING-UNSIGNED-PAYLOAD-TRAILER", "Content-Encoding", "aws-chunked")
+		for name, v := range map[string]string{"x-amz-decoded-content-length": tt.size, "x-amz-trailer": tt.trailer} {
+			if v != "" {
+				h.Set(name, v)
+			}
+		}
+		maps.Copy(h, tt.more)
+		t.Run(fmt.Sprintf("%s %q", tt.size, tt.framed), func(t *testing.T) {
+			e.t = t
+			if tt.want != "200" {
+				e.refused("PUT", "/bkt/bad", h, tt.framed, tt.want)
+				e.refused("HEAD", "/bkt/bad", nil, "", "404")
+				return
+			}
+			e.ok("PUT", "/bkt/k", h, tt.framed)
+			if a := e.ok("GET", "/bkt/k", nil, ""); fmt.Sprint(len(a.body)) != tt.size {
+				t.Errorf("%q came back", a.body)
+			}
+		})
+	}
 }
 
 // The final chunk of a signed stream is verified, also behind a body of no byte, of which a store reads nothing.

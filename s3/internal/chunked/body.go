@@ -73,7 +73,7 @@ func parseDecodedLength(values []string) (int64, error) {
 	}
 	size, err := strconv.ParseUint(strings.TrimSpace(values[0]), 10, 63)
 	if err != nil || len(values) > 1 {
-		return 0, refuse(sigv4.InvalidArgument, "x-amz-decoded-content-length must be one number.")
+		return 0, refuse(sigv4.MissingContentLength, "x-amz-decoded-content-length must be one number.")
 	}
 	return int64(size), nil
 }

@@ -372,6 +372,7 @@ func badTrailer() *sigv4.Error {
 	return refuse(sigv4.MalformedTrailerError, "The request contained trailing data that was not well-formed or did not conform to our published schema.")
 }
 
+// malformed refuses a body whose framing is broken, by the code that S3 has for it.
 func malformed(what string) *sigv4.Error {
-	return refuse(sigv4.InvalidRequest, "The aws-chunked request body is malformed: "+what+".")
+	return refuse(sigv4.IncompleteBody, "The aws-chunked request body is malformed: "+what+".")
 }
