@@ -25,14 +25,14 @@ import (
 type arrayNote struct {
 	ArrayID string   `yaml:"array_id"`
 	Disks   []string `yaml:"disks"`
-	Joining []string `yaml:"joining,omitempty"` // disks that a command was taking in: members, or not yet
+	Maybe   []string `yaml:"maybe,omitempty"` // disks that a command was taking in, and those that help to rebuild the ones that replaced them
 }
 
-// places are where members of the array may be.
+// places are where members of the array may be, and disks that were.
 func (n *arrayNote) places() []string {
 	paths := slices.Clone(n.Disks)
-	if len(n.Joining) > 0 {
-		for _, d := range disk.Look(n.Joining, n.ArrayID).Disks {
+	if len(n.Maybe) > 0 {
+		for _, d := range disk.Look(n.Maybe, n.ArrayID).Disks {
 			if d.State == disk.SurveyPresent && !slices.Contains(paths, d.Path) {
 				paths = append(paths, d.Path)
 			}
@@ -158,7 +158,8 @@ type appliance struct {
 
 	noting   sync.Mutex // held while array.yaml is written; guards all below
 	joins    []string   // disks that commands are taking in
-	leftover bool       // array.yaml names disks that an earlier process was taking in
+	olds     []string   // disks that help to rebuild the ones that replaced them
+	leftover bool       // array.yaml names such disks of an earlier process
 
 	configured bool // the configuration lists the disks
 }
@@ -218,7 +219,7 @@ func tryAppliance(ctx context.Context, cfg *Config, getenv func(string) string, 
 	}
 	app := &appliance{crypto: crypto, dir: dir, configured: len(cfg.Disks) > 0}
 	if note, err := readNote(dir); err == nil && !app.configured {
-		paths, app.leftover = note.Disks, len(note.Joining) > 0 // in order of the slots
+		paths, app.leftover = note.Disks, len(note.Maybe) > 0 // in order of the slots
 	}
 	app.paths.Store(&paths)
 	keys, results, err := kms.Unlock(ctx, set.ArrayID(), set.KeyArea(), slots)

@@ -314,7 +314,7 @@ func (s *arrayStatus) print(w io.Writer) {
 		fmt.Fprintf(tw, "%d\t%s\t%v\t%s", d.Slot, d.State, Size(d.Size), d.Path)
 		switch {
 		case d.Rebuild != nil:
-			fmt.Fprintf(tw, "  (%s)", rebuildLine(d.Rebuild))
+			fmt.Fprintf(tw, "  (%s)", strings.Join(append([]string{rebuildLine(d.Rebuild)}, d.Olds...), "; helped by "))
 		case d.Drain != nil:
 			fmt.Fprintf(tw, "  (%s)", rebuildLine(d.Drain))
 		case d.Reason != "":

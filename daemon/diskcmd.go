@@ -359,7 +359,7 @@ func (a *appliance) writeNote(array string) error {
 	if err != nil {
 		return err
 	}
-	return a.dir.noteDisks([16]byte(id), *a.paths.Load(), a.joins)
+	return a.dir.noteDisks([16]byte(id), *a.paths.Load(), slices.Concat(a.joins, a.olds))
 }
 
 // noteMembers writes down where the disks are, after the set of disks has changed. A disk that is not there is looked for where it was.
@@ -370,9 +370,10 @@ func (a *appliance) noteMembers(st disk.Status) error {
 	a.noting.Lock()
 	defer a.noting.Unlock()
 	a.placeMissing(st.Disks)
-	var paths []string
+	var paths, olds []string
 	unknown := false
 	for _, d := range st.Disks {
+		olds = append(olds, d.Olds...)
 		switch {
 		case d.State == disk.DiskRetired: // about to be closed
 		case d.Path != "":
@@ -389,10 +390,10 @@ func (a *appliance) noteMembers(st disk.Status) error {
 		}
 	}
 	before := slices.Sorted(slices.Values(*a.paths.Load()))
-	if slices.Equal(before, slices.Sorted(slices.Values(paths))) && !a.leftover {
+	if slices.Equal(before, slices.Sorted(slices.Values(paths))) && slices.Equal(a.olds, olds) && !a.leftover {
 		return nil
 	}
-	a.leftover = false
+	a.olds, a.leftover = olds, false
 	a.paths.Store(&paths)
 	return a.writeNote(st.ArrayID)
 }

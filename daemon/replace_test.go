@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"coffer/disk"
 )
@@ -155,12 +156,12 @@ func TestJoiningIsNoted(t *testing.T) {
 	refusal := errors.New("refused")
 	withAppliance(t, dir, func(app *appliance) {
 		err := app.joining(blank, func() error {
-			if got := noted(); !slices.Equal(got.Disks, disks) || !slices.Equal(got.Joining, []string{blank}) {
+			if got := noted(); !slices.Equal(got.Disks, disks) || !slices.Equal(got.Maybe, []string{blank}) {
 				t.Errorf("while a disk joins %+v is noted", got)
 			}
 			return errors.Join(refusal, app.joining(others[0], func() error { return nil }))
 		})
-		if got := noted(); !errors.Is(err, refusal) || !slices.Equal(got.Disks, disks) || len(got.Joining) > 0 {
+		if got := noted(); !errors.Is(err, refusal) || !slices.Equal(got.Disks, disks) || len(got.Maybe) > 0 {
 			t.Errorf("after %v %+v is noted", err, got)
 		}
 	})
@@ -176,8 +177,35 @@ func TestJoiningIsNoted(t *testing.T) {
 	want := append([]string{member}, disks[1:]...)
 	withAppliance(t, dir, func(app *appliance) {
 		st := app.status(false)
-		if got := noted(); !slices.Equal(got.Disks, want) || len(got.Joining) > 0 || st.Disks[1].State != disk.DiskMissing || st.Disks[1].Path != away {
+		if got := noted(); !slices.Equal(got.Disks, want) || len(got.Maybe) > 0 || st.Disks[1].State != disk.DiskMissing || st.Disks[1].Path != away {
 			t.Errorf("%+v is noted, slot 1 is %s at %q", got, st.Disks[1].State, st.Disks[1].Path)
 		}
 	})
+}
+
+// TestReplacedIsNoted: until the new disk is rebuilt a start looks for the old one too.
+func TestReplacedIsNoted(t *testing.T) {
+	dir, disks := debugArray(t)
+	fresh := newDiskFile(t, dir, "fresh.img", 64<<20)
+	want := append([]string{fresh}, disks[1:]...)
+	withAppliance(t, dir, func(app *appliance) {
+		app.array.SetRebuildRate(1)
+		if _, err := app.replace(t.Context(), disks[0], fresh, false); err != nil {
+			t.Fatal(err)
+		}
+	})
+	note, err := readNote(dataDir(dir))
+	if err != nil || !slices.Equal(note.Disks, want) || !slices.Equal(note.places(), append(want, disks[0])) {
+		t.Errorf("%+v is noted, %v", note, err)
+	}
+	withAppliance(t, dir, func(app *appliance) {
+		for deadline := time.Now().Add(20 * time.Second); app.status(false).State != "healthy"; time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatal("not rebuilt")
+			}
+		}
+	})
+	if note, err = readNote(dataDir(dir)); err != nil || !slices.Equal(note.Disks, want) || len(note.Maybe) > 0 {
+		t.Errorf("%+v is noted of a rebuilt array, %v", note, err)
+	}
 }

@@ -26,7 +26,7 @@ array and stays until the disk is rebuilt.
 
 From the moment the command says so OLD belongs to the array no more, and is ignored should it come back.
 Leave it where it is until NEW is rebuilt, if it works: what cannot be computed from the other disks is then
-read from OLD, as long as the same process goes on.
+read from OLD.
 Until the rebuild has ended its slot counts as lost: coffer array status shows how far it is. A rebuild
 that is interrupted goes on at the next start. It reads the most endangered data first.
 
@@ -105,7 +105,7 @@ func newReplaceCommand(e env) *cobra.Command {
 func (r *replacement) print(w io.Writer) {
 	fmt.Fprintf(w, "slot %d: %s takes the place of %s and is being rebuilt\n", r.Slot, r.New, r.Old)
 	if !r.Noted {
-		fmt.Fprintf(w, "put %s into the configuration's list of disks instead of the old one\n", r.New)
+		fmt.Fprintf(w, "put %s into the configuration's list of disks, and take the old one out when it is rebuilt\n", r.New)
 	}
 }
 
@@ -128,8 +128,8 @@ func (d dataDir) noted() bool {
 }
 
 // noteDisks writes array.yaml.
-func (d dataDir) noteDisks(id [16]byte, paths, joining []string) error {
-	note, err := yaml.Marshal(arrayNote{ArrayID: hex.EncodeToString(id[:]), Disks: paths, Joining: joining})
+func (d dataDir) noteDisks(id [16]byte, paths, maybe []string) error {
+	note, err := yaml.Marshal(arrayNote{ArrayID: hex.EncodeToString(id[:]), Disks: paths, Maybe: maybe})
 	if err != nil {
 		return fmt.Errorf("note disks: %w", err)
 	}

@@ -194,7 +194,7 @@ type Options struct {
 	// Model tells what a disk was measured to do (Qualification.DiskModel), nil if it was not: background work is held to a share of that while
 	// callers are served. May be nil. A file has the serial of the disk below it, if that is known.
 	Model func(path, serial string, size int64) *Model
-	// Changed, if not nil, is called when disks were added, retired or replaced. Status tells which are there. It may take a moment,
+	// Changed, if not nil, is called when disks were added, retired, replaced or rebuilt. Status tells which are there. It may take a moment,
 	// during which nothing is written, but must not change the set of disks.
 	Changed func()
 	// Discard says which freed extents are given back to their devices.

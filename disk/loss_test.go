@@ -152,27 +152,43 @@ func TestRebuildPastLoss(t *testing.T) {
 	}
 }
 
-// TestReplacedDiskHelps: what cannot be computed from the others while a disk is rebuilt comes from the one that it replaces, if that is there.
+// TestReplacedDiskHelps: what cannot be computed from the others while a disk is rebuilt comes from the one that it replaces, if that is there;
+// also after a restart in the middle.
 func TestReplacedDiskHelps(t *testing.T) {
 	x := newTampered(t)
 	for name, cells := range map[string][]cellPlace{"packed": x.packed, "bulk": x.bulk} {
-		x.restore(x.good)
-		a := x.openNaming(true)
-		x.spoil(cells[:2])
-		slot := cells[2].slot
-		for _, n := range []string{"new", "newer"} { // the second one takes the place of the first before that is rebuilt
-			a.SetRebuildRate(map[string]int64{"new": 1, "newer": 0}[n])
-			if err := a.replace(t.Context(), slot, blockdev.NewSimDisk(x.world, superArea+12<<20, blockdev.SimOptions{Name: n})); err != nil {
-				t.Fatal(err)
+		for _, restart := range []bool{false, true} {
+			x.restore(x.good)
+			a := x.openNaming(true)
+			x.spoil(cells[:2])
+			slot, members := cells[2].slot, x.disks
+			a.SetRebuildRate(1)
+			for _, n := range []string{"new", "newer"} { // the second one takes the place of the first before that is rebuilt
+				fresh := blockdev.NewSimDisk(x.world, superArea+12<<20, blockdev.SimOptions{Name: n})
+				if err := a.replace(t.Context(), slot, fresh); err != nil {
+					t.Fatal(err)
+				}
+				x.disks = append(slices.Clone(x.disks), x.disks[slot])
+				x.disks[slot] = fresh
 			}
+			if restart {
+				x.opt.RebuildRate = 1
+				a.Close()
+				a = x.openNaming(true)
+			}
+			if st := a.Status().Disks[slot]; st.State != DiskRebuilding || len(st.Olds) != 2 {
+				t.Errorf("%s: %s, helped by %v", name, st.State, st.Olds)
+			}
+			a.SetRebuildRate(0)
+			until(t, a, "rebuilt", func(s Status) bool { return s.Disks[slot].State == DiskHealthy })
+			if rep := x.check(a); !rep.OK() && rep.Bad != rep.Repaired || rep.Lost > 0 {
+				t.Errorf("%s: %d bad, %d repaired, %d lost: %v", name, rep.Bad, rep.Repaired, rep.Lost, rep.Faults)
+			}
+			if st := a.Status(); len(st.Losses) > 0 {
+				t.Errorf("%s: losses %v", name, st.Losses)
+			}
+			a.Close()
+			x.disks = members
 		}
-		until(t, a, "rebuilt", func(s Status) bool { return s.Disks[slot].State == DiskHealthy })
-		if rep := x.check(a); !rep.OK() && rep.Bad != rep.Repaired || rep.Lost > 0 {
-			t.Errorf("%s: %d bad, %d repaired, %d lost: %v", name, rep.Bad, rep.Repaired, rep.Lost, rep.Faults)
-		}
-		if st := a.Status(); len(st.Losses) > 0 {
-			t.Errorf("%s: losses %v", name, st.Losses)
-		}
-		a.Close()
 	}
 }

@@ -271,6 +271,11 @@ func (s *Set) place(head, sb *superblock, i int, disks []*disk) error {
 		s.faults[i] = errors.New("retired")
 		return nil
 	case !known && (head.epoch().num > sb.epoch().num || head.epoch().num == sb.epoch().num && head.epoch() != sb.epoch()):
+		if sb.slot < len(disks) && disks[sb.slot].hollow {
+			d := disks[sb.slot]
+			d.olds = append(d.olds, &disk{dev: dev, gi: i, path: dev.Path(), slot: sb.slot, id: sb.disk, state: DiskMissing, reason: "another disk has taken its place"})
+			return nil
+		}
 		s.faults[i] = errors.New("another disk has taken its place, or it was never taken in")
 		return nil
 	}
@@ -446,6 +451,11 @@ func newArray(opt Options, devs []blockdev.Device, head *superblock, disks []*di
 		if d.dev != nil {
 			a.diskOf[d.gi].Store(d)
 			d.model = opt.model(d.dev)
+		}
+		for _, old := range d.olds {
+			a.diskOf[old.gi].Store(old)
+			old.model = opt.model(old.dev)
+			a.logger.Info("old disk helps to rebuild the one that took its place", "slot", d.slot, "path", old.path)
 		}
 		d.used = make([]bool, d.extents)
 		d.free = int(d.extents)

@@ -459,7 +459,7 @@ func (a *Array) finishRebuild(d *disk) {
 		d.state, d.reason, d.hollow, d.rebuild = DiskHealthy, "", false, nil
 		olds, d.olds = d.olds, nil
 		a.mu.Unlock()
-		return a.beginEpoch(a.log.acked.Load())
+		return a.membersChanged()
 	})
 	if err != nil {
 		a.logger.Error("rebuilt disk not taken in", "path", d.path, "slot", d.slot, "err", err)

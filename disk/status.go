@@ -42,6 +42,7 @@ type DiskStatus struct {
 	Serial   string    `json:"serial,omitempty"`
 	Measured *Model    `json:"measured,omitempty"` // what it does, if it was qualified
 	Rebuild  *Rebuild  `json:"rebuild,omitempty"`
+	Olds     []string  `json:"replaces,omitempty"` // the disks that it replaces and that help to rebuild it
 	Drain    *Rebuild  `json:"drain,omitempty"`
 
 	Stats blockdev.Stats `json:"-"`
@@ -142,6 +143,9 @@ func (a *Array) Status() Status {
 		}
 		if d.rebuild != nil {
 			ds.Rebuild = d.rebuild.status()
+		}
+		for _, old := range d.olds {
+			ds.Olds = append(ds.Olds, old.path)
 		}
 		if d.drain != nil {
 			ds.Drain = d.drain.status()
