@@ -187,7 +187,9 @@ type sim struct {
 	arenas  [3]*blockdev.Arena
 	acked   int // of ops, how many are acknowledged from the front
 	flight  []simFlight
-	suspect []int // slots on which faults are allowed
+	suspect []int                     // of disks, on which faults are allowed
+	absent  map[int]bool              // disks that the next start does not see at all
+	images  map[int]blockdev.SimImage // what suspects once held
 	ids     uint64
 	tasks   []*simTask
 	running *simTask // nil: the driver itself
@@ -340,7 +342,8 @@ func simulate(seed uint64, bugs faults, kinds blockdev.FaultKind, trace bool, lo
 }
 
 func simulateStats(seed uint64, bugs faults, kinds blockdev.FaultKind, trace bool, logf func(string, ...any)) (st simStats, err error) {
-	s := &sim{rng: rand.New(rand.NewPCG(seed, 4)), bugs: bugs, kinds: kinds, logf: logf, trace: trace, state: newSimState(), saved: newSimState(), draining: map[*rebuilding]bool{}}
+	s := &sim{rng: rand.New(rand.NewPCG(seed, 4)), bugs: bugs, kinds: kinds, logf: logf, trace: trace, state: newSimState(), saved: newSimState(), draining: map[*rebuilding]bool{},
+		absent: map[int]bool{}, images: map[int]blockdev.SimImage{}}
 	for i := range s.arenas {
 		s.arenas[i] = newArena(256 << 20)
 	}
@@ -592,7 +595,7 @@ func (s *sim) drop() {
 	}
 }
 
-// restart turns the machine on again. Dead disks may come back, with what they held.
+// restart turns the machine on again. Dead disks may come back, with what they held then or long before, and others stay away.
 func (s *sim) restart() {
 	s.world.Restart()
 	for _, i := range s.suspect {
@@ -604,6 +607,24 @@ func (s *sim) restart() {
 		if s.outages && s.rng.IntN(2) == 0 {
 			s.disks[i].Kill() // what was on its way to it is missing, and the others go on
 		}
+		if s.kinds == simKinds {
+			s.absent[i] = s.rng.IntN(6) == 0
+			s.turnBack(i)
+		}
+	}
+}
+
+// turnBack keeps what a disk holds, or lets it hold again what was kept.
+func (s *sim) turnBack(i int) {
+	switch what := s.rng.IntN(12); {
+	case what < 2:
+		s.images[i] = s.disks[i].Snapshot()
+	case what == 2 && !s.outages:
+		if image, ok := s.images[i]; ok {
+			s.say("%s holds what it held once", s.disks[i].Path())
+			s.disks[i].Restore(image)
+			s.stats.faults++
+		}
 	}
 }
 
@@ -613,6 +634,7 @@ func (s *sim) simDiskSize() int64 { return superArea + s.extents*s.geo.ExtentSiz
 // revive ends the faults that make a disk be away or refuse writes.
 func (s *sim) revive(i int) {
 	d := s.disks[i]
+	delete(s.absent, i)
 	d.Revive()
 	d.Unhang()
 	d.Unfill()
@@ -644,8 +666,10 @@ func (s *sim) openUntilUp() error {
 
 func (s *sim) open() error {
 	var live []blockdev.Device
-	for _, d := range s.disks {
-		live = append(live, d)
+	for i, d := range s.disks {
+		if !s.absent[i] {
+			live = append(live, d)
+		}
 	}
 	for _, degraded := range []bool{false, true} {
 		set, err := discover(live, nil, 0)

@@ -20,6 +20,10 @@ func (s *sim) act() {
 		s.member()
 		return
 	}
+	if s.bugs.trustData && s.rng.IntN(6) == 0 {
+		s.scrub()
+		return
+	}
 	switch r := s.rng.IntN(25); {
 	case r == 24 && s.rng.IntN(3) == 0:
 		s.replace()
