@@ -64,9 +64,9 @@ func diskOfRole(a *Array, band uint64, off uint32, role int) int {
 	return b.members[(rotation(b.num, off, w)+role)%w].slot
 }
 
-// inBubble runs f on an array in memory by simulated time.
-func inBubble(t *testing.T, f func(*testing.T, *Memory)) {
-	m, err := NewMemory(6, superArea+24<<20)
+// inBubble runs f by simulated time on an array in memory whose disks have so many extents.
+func inBubble(t *testing.T, extents int64, f func(*testing.T, *Memory)) {
+	m, err := NewMemory(6, superArea+extents<<20)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -81,7 +81,7 @@ func inBubble(t *testing.T, f func(*testing.T, *Memory)) {
 // TestLateTogether: reads of more cells than parity bears are late together, and come while the others are asked. That is no corruption,
 // whenever they come.
 func TestLateTogether(t *testing.T) {
-	inBubble(t, func(t *testing.T, m *Memory) {
+	inBubble(t, 24, func(t *testing.T, m *Memory) {
 		a, devs, s, _ := openPrompt(t, m)
 		defer a.Close()
 		for i := range devs {
@@ -109,7 +109,7 @@ func TestLateTogether(t *testing.T) {
 
 // TestLateComesWhenMissed: a late read comes just after it was found missing, and the others cannot answer for it.
 func TestLateComesWhenMissed(t *testing.T) {
-	inBubble(t, func(t *testing.T, m *Memory) {
+	inBubble(t, 24, func(t *testing.T, m *Memory) {
 		a, devs, s, _ := openPrompt(t, m)
 		defer a.Close()
 		b, err := a.bulkBand(s)
@@ -151,7 +151,7 @@ func TestLateComesWhenMissed(t *testing.T) {
 
 // TestAvoidedIsLastResort: a disk that lags is not asked, but when others that were asked instead cannot answer.
 func TestAvoidedIsLastResort(t *testing.T) {
-	inBubble(t, func(t *testing.T, m *Memory) {
+	inBubble(t, 24, func(t *testing.T, m *Memory) {
 		a, devs, s, loc := openPrompt(t, m)
 		defer a.Close()
 		check := func(what string, lagging int, failing ...int) {

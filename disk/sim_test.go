@@ -172,6 +172,7 @@ type sim struct {
 	// extents of each disk: where there are few, space is short
 	extents int64
 	outages bool // disks go away and come back, and lose nothing
+	leave   bool // disks are taken out and put in again, also with what they held long before
 	bugs    faults
 	kinds   blockdev.FaultKind
 	hurt    bool // one fault a life when only some kinds are wanted
@@ -379,7 +380,8 @@ func simulateStats(seed uint64, bugs faults, kinds blockdev.FaultKind, trace boo
 	// Faults stay on a few disks, so that no more than parity are ever hurt. A missing majority needs its own flag.
 	// Where as few disks as are left could be a stale half, they are opened because the operator says so: then those that were merely away hold
 	// another history, and are rightly refused.
-	s.outages = kinds == simKinds && s.rng.IntN(4) == 0 && shape.data > shape.parity
+	s.leave = kinds == simKinds && shape.data > shape.parity
+	s.outages = s.rng.IntN(4) == 0 && s.leave
 	hurt := s.rng.IntN(shape.parity + 1)
 	if kinds != simKinds {
 		hurt = shape.parity
@@ -607,7 +609,7 @@ func (s *sim) restart() {
 		if s.outages && s.rng.IntN(2) == 0 {
 			s.disks[i].Kill() // what was on its way to it is missing, and the others go on
 		}
-		if s.kinds == simKinds {
+		if s.leave {
 			s.absent[i] = s.rng.IntN(6) == 0
 			s.turnBack(i)
 		}

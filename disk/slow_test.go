@@ -11,7 +11,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"coffer/disk/internal/blockdev"
@@ -179,16 +178,7 @@ func percentile(d []time.Duration, p int) time.Duration {
 
 // TestFlappingDisk: a disk that is slow half of the time, and works in between, is fenced all the same, and soon: from then on nobody waits for it.
 func TestFlappingDisk(t *testing.T) {
-	m, err := NewMemory(6, superArea+96<<20)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer m.Close()
-	err = m.Create(t.Context(), CreateOptions{ArrayID: [16]byte{3}, Geometry: Geometry{Data: 4, Parity: 2, ExtentSize: 1 << 20}, Keys: testKeys{}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	synctest.Test(t, func(t *testing.T) {
+	inBubble(t, 96, func(t *testing.T, m *Memory) {
 		devs, f := slowArray(t, m)
 		defer f.a.Close()
 		healthyRead, healthyWrite, _ := f.run(4*time.Second, 1000)
@@ -245,16 +235,7 @@ func TestSlowDiskTail(t *testing.T) {
 	}
 	for _, slot := range slots {
 		t.Run(fmt.Sprint(slot), func(t *testing.T) {
-			m, err := NewMemory(6, superArea+96<<20)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer m.Close()
-			err = m.Create(t.Context(), CreateOptions{ArrayID: [16]byte{3}, Geometry: Geometry{Data: 4, Parity: 2, ExtentSize: 1 << 20}, Keys: testKeys{}})
-			if err != nil {
-				t.Fatal(err)
-			}
-			synctest.Test(t, func(t *testing.T) { slowTail(t, m, slot) })
+			inBubble(t, 96, func(t *testing.T, m *Memory) { slowTail(t, m, slot) })
 		})
 	}
 }
