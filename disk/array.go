@@ -228,19 +228,22 @@ func (a *Array) apply(s *packedStripe) error {
 	return a.opt.State.Apply(s.pos, entries)
 }
 
-// nextBand returns a band for the stream: the one opened ahead, or a new one.
+// nextBand returns a band for the stream: the one opened ahead, or a new one. One that was opened ahead in an earlier epoch is closed and empty:
+// it is compaction's, which may have freed it by now.
 func (a *Array) nextBand(k kind, essential bool) (*band, error) {
 	a.mu.Lock()
 	f := a.ahead[k]
 	delete(a.ahead, k)
 	a.mu.Unlock()
 	if f != nil {
-		<-f.done
+		if err := a.await(a.ctx, f.done); err != nil {
+			return nil, err
+		}
 		if f.err == nil && f.band.epoch == a.epochNow() {
 			return f.band, nil
 		}
-		if f.err == nil {
-			a.dropBand(f.band)
+		if f.err == nil && a.opt.faults.dropTwice {
+			a.giveBack(f.band.members...)
 		}
 	}
 	return a.openBand(a.ctx, k, essential)
@@ -248,7 +251,11 @@ func (a *Array) nextBand(k kind, essential bool) (*band, error) {
 
 // openAhead begins to open the next band of a stream once the current one is half full.
 func (a *Array) openAhead(b *band) {
-	if a.opt.manual != nil || b.end < a.geo.extentBlocks()/2 {
+	start := a.tasks.Go
+	if a.opt.manual != nil {
+		start = a.opt.begin
+	}
+	if start == nil || b.end < a.geo.extentBlocks()/2 {
 		return
 	}
 	a.mu.Lock()
@@ -258,7 +265,7 @@ func (a *Array) openAhead(b *band) {
 	}
 	f := &aheadBand{done: make(chan struct{})}
 	a.ahead[b.kind] = f
-	a.tasks.Go(func() {
+	start(func() {
 		defer close(f.done)
 		f.band, f.err = a.openBand(a.ctx, b.kind, false)
 	})

@@ -225,7 +225,7 @@ func (a *Array) openBand(ctx context.Context, k kind, essential bool) (*band, er
 		return nil, err
 	}
 	if err := a.prepareBand(ctx, b); err != nil {
-		a.dropBand(b)
+		a.giveBack(b.members...)
 		return nil, err
 	}
 	a.mu.Lock()
@@ -370,17 +370,22 @@ func (a *Array) boundedUntil(f func() error) (<-chan error, error) {
 	}
 }
 
-// dropBand gives the extents of a band that never came to be, or is free, back, but those in use by calls that hang.
-func (a *Array) dropBand(b *band, hang ...bandMember) {
+// dropBand forgets a band that is free, and gives its extents back but those in use by calls that hang.
+func (a *Array) dropBand(num uint64, hang ...bandMember) {
+	a.mu.Lock()
+	members := a.bands[num].members // as it is now: one may have been moved
+	delete(a.bands, num)
+	a.losses = slices.DeleteFunc(a.losses, func(l Loss) bool { return l.Band == num }) // nobody needs them any more
+	a.mu.Unlock()
+	a.giveBack(slices.DeleteFunc(slices.Clone(members), func(m bandMember) bool { return slices.Contains(hang, m) })...)
+}
+
+// giveBack makes extents free that no band has any more, or none came to have.
+func (a *Array) giveBack(members ...bandMember) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if now := a.bands[b.num]; now != nil {
-		b = now // a member was moved
-	}
-	delete(a.bands, b.num)
-	a.losses = slices.DeleteFunc(a.losses, func(l Loss) bool { return l.Band == b.num }) // nobody needs them any more
-	for _, m := range b.members {
-		if d := a.slots()[m.slot]; int(m.extent) < len(d.used) && d.used[m.extent] && !slices.Contains(hang, m) {
+	for _, m := range members {
+		if d := a.slots()[m.slot]; int(m.extent) < len(d.used) && d.used[m.extent] {
 			d.used[m.extent] = false
 			d.free++
 		}

@@ -203,6 +203,7 @@ type Options struct {
 
 	group  func([]blockdev.Device) (blockdev.Group, error) // tests: the simulator's group
 	manual func()                                          // tests: no goroutines; called instead of waiting for another
+	begin  func(func())                                    // tests without goroutines: takes what would be one, if not nil
 	arenas *[3]*blockdev.Arena                             // tests: shared by many arrays
 	rand   func([]byte)                                    // tests: nonces and ids from a seed
 	faults faults                                          // tests: seeded bugs
@@ -226,6 +227,7 @@ type faults struct {
 	noHold                                           bool // the memory of late reads is used again while they go on
 	moveEarly, noPlaced                              bool // a band moves before its cells do; when extents were taken is not looked at
 	noResync, ackFirst                               bool // a disk that comes back counts as it is; stripes are acknowledged before they are durable
+	dropTwice                                        bool // a band opened ahead and not used is given back by whom it was for too
 	noShadow                                         bool // the simulated caller forgets deletions with the band that they lie in
 }
 

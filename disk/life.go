@@ -446,7 +446,7 @@ func (a *Array) moveBand(ctx context.Context, d *disk, r *rebuilding, b *band) e
 		return errors.Join(a.switchBand(ctx, b, moved, pos, to), a.copyMember(ctx, r, b, moved, pos, to))
 	}
 	if err := a.copyMember(ctx, r, b, moved, pos, to); err != nil {
-		a.giveBack(to, moved.members[pos].extent)
+		a.giveBack(moved.members[pos])
 		return err
 	}
 	return a.switchBand(ctx, b, moved, pos, to)
@@ -497,21 +497,10 @@ func (a *Array) canMove(b *band) error {
 	return nil
 }
 
-// giveBack frees an extent that came to nothing.
-func (a *Array) giveBack(d *disk, extent uint32) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.slots()[d.slot].extents > extent && a.slots()[d.slot].used[extent] {
-		a.slots()[d.slot].used[extent] = false
-		a.slots()[d.slot].free++
-	}
-	a.noteSpace()
-}
-
 // giveBackOf is giveBack, unless another disk has the slot by now.
 func (a *Array) giveBackOf(d *disk, extent uint32) {
 	if a.slots()[d.slot] == d {
-		a.giveBack(d, extent)
+		a.giveBack(bandMember{d.slot, extent})
 	}
 }
 
@@ -570,7 +559,7 @@ func (a *Array) switchBand(ctx context.Context, b, moved *band, pos int, to *dis
 // first header and the table of bands, so that both say the same.
 func (a *Array) writeMove(ctx context.Context, b, moved *band, pos int, to *disk) ([]*disk, error) {
 	if err := a.acquire(ctx, a.moving); err != nil {
-		a.giveBack(to, moved.members[pos].extent)
+		a.giveBack(moved.members[pos])
 		return nil, err
 	}
 	defer func() { <-a.moving }()
@@ -584,12 +573,12 @@ func (a *Array) writeMove(ctx context.Context, b, moved *band, pos int, to *disk
 	a.mu.RUnlock()
 	if err == nil {
 		if err = a.rewriteBandHeader(ctx, moved, pos, to); err != nil {
-			a.giveBack(to, moved.members[pos].extent)
+			a.giveBack(moved.members[pos])
 			return []*disk{to}, err
 		}
 	}
 	if err != nil {
-		a.giveBack(to, moved.members[pos].extent)
+		a.giveBack(moved.members[pos])
 		return nil, err
 	}
 	var failed []*disk

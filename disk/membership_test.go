@@ -526,6 +526,55 @@ func TestEmptyBandUnseen(t *testing.T) {
 	}
 }
 
+// TestAheadBandFreed: a band that was opened ahead, and freed when an epoch had begun without its use, is nobody's any more: not even of the
+// stream that it was opened for.
+func TestAheadBandFreed(t *testing.T) {
+	f := newFlakyArray(t, 3, 2, 1, 24)
+	a := f.open(Options{PreferPool: true})
+	defer a.Close()
+	w := newWritten()
+	var ahead *aheadBand
+	for id := uint64(1); ahead == nil; id++ {
+		if err := w.putBulk(a, id<<20, 4); err != nil {
+			t.Fatal(err)
+		}
+		a.mu.RLock()
+		ahead = a.ahead[kindBulk]
+		a.mu.RUnlock()
+	}
+	<-ahead.done
+	if err := a.log.change(func() error { return a.beginEpoch(a.log.acked.Load()) }); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Free(t.Context(), ahead.band.num); err != nil {
+		t.Fatal(err)
+	}
+	taken := func() bool {
+		a.mu.RLock()
+		defer a.mu.RUnlock()
+		d := a.slots()[ahead.band.members[0].slot]
+		return d.used[ahead.band.members[0].extent]
+	}
+	for !taken() { // by what stays
+		b, err := a.openBand(t.Context(), kindPacked, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.open.Store(false)
+		if !taken() {
+			if err := a.Free(t.Context(), b.num); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := w.putBulk(a, 1<<40, 4); err != nil {
+		t.Fatal(err)
+	}
+	if faults := a.Accounts(); len(faults) > 0 || !taken() {
+		t.Errorf("after a large object: %v", faults)
+	}
+}
+
 // TestUnusedDiskIsNamed: of a disk that is there and cannot be used it is said why, whether the array opens or not.
 func TestUnusedDiskIsNamed(t *testing.T) {
 	f := newFileArray(t, 6, 4, 2, superArea+24<<20)

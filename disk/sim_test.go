@@ -102,6 +102,7 @@ func TestSimulationCatchesBugs(t *testing.T) {
 	}{
 		{"moveearly", faults{moveEarly: true}, simKinds},
 		{"noplaced", faults{noPlaced: true}, simKinds},
+		{"droptwice", faults{dropTwice: true}, simKinds},
 		{"nomark", faults{noMark: true}, simKinds},
 		{"nopin", faults{noPin: true}, simKinds},
 		{"trustdata", faults{trustData: true}, simKinds},
@@ -217,6 +218,12 @@ const maxSimTasks = 14
 
 // spawn begins a call that goes on whenever the driver lets it.
 func (s *sim) spawn(f func()) {
+	s.begin(f)
+	s.goOn(len(s.tasks) - 1)
+}
+
+// begin is spawn, but leaves it to the driver when the call makes its first step.
+func (s *sim) begin(f func()) {
 	t := &simTask{}
 	t.next, t.stop = iter.Pull(func(yield func(struct{}) bool) {
 		defer func() {
@@ -228,7 +235,6 @@ func (s *sim) spawn(f func()) {
 		f()
 	})
 	s.tasks = append(s.tasks, t)
-	s.goOn(len(s.tasks) - 1)
 }
 
 // resume lets one of the calls under way go on until it waits again.
@@ -437,7 +443,11 @@ func (s *sim) life() error {
 	if s.rng.IntN(3) > 0 {
 		s.world.CutAfter(1 + s.rng.IntN(120))
 	}
-	for range 5 + s.rng.IntN(60) {
+	acts := 5 + s.rng.IntN(60)
+	if s.rng.IntN(40) == 0 || s.bugs.dropTwice { // once round the disks
+		acts += 400
+	}
+	for range acts {
 		if s.world.Off() {
 			break
 		}
@@ -681,7 +691,7 @@ func (s *sim) open() error {
 		s.keys = openSimKeys(set.KeyArea())
 		s.a, err = set.Open(context.Background(), Options{
 			Keys: s.keys, State: s.state, Crypto: crypto(), Degraded: degraded,
-			group: s.group, manual: s.wait, rand: s.random, faults: s.bugs, arenas: &s.arenas, Discard: Discard(s.rng.IntN(3)),
+			group: s.group, manual: s.wait, begin: s.begin, rand: s.random, faults: s.bugs, arenas: &s.arenas, Discard: Discard(s.rng.IntN(3)),
 		})
 		if err == nil {
 			s.a.SetDear(s.rng.IntN(2) == 0)

@@ -16,7 +16,7 @@ func (s *sim) act() {
 		s.hurt = true
 		s.fault()
 	}
-	if (*simChurn || s.bugs.moveEarly) && s.rng.IntN(6) == 0 {
+	if (*simChurn || s.bugs.moveEarly || s.bugs.dropTwice) && s.rng.IntN(6) == 0 {
 		s.member()
 		return
 	}

@@ -127,7 +127,7 @@ func (a *Array) Free(ctx context.Context, num uint64) error {
 	if err := a.bury(context.WithoutCancel(ctx), b); err != nil {
 		return fmt.Errorf("free band %x: %w", num, err)
 	}
-	a.dropBand(b, a.discard(b)...)
+	a.dropBand(num, a.discard(b)...)
 	a.stats.freed.Add(1)
 	a.logger.Debug("band freed", "band", fmt.Sprintf("%x", num))
 	return nil
