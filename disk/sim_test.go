@@ -105,7 +105,7 @@ func TestSimulationCatchesBugs(t *testing.T) {
 		{"droptwice", faults{dropTwice: true}, simKinds},
 		{"nomark", faults{noMark: true}, simKinds},
 		{"nopin", faults{noPin: true}, simKinds},
-		{"trustdata", faults{trustData: true}, simKinds},
+		{"trustdata", faults{trustData: true}, blockdev.FaultRot | blockdev.FaultOverwrite | blockdev.FaultStale},
 		{"noinflight", faults{noInFlight: true}, simKinds},
 		{"nohold", faults{noHold: true}, blockdev.FaultSlow},
 		{"noshadow", faults{noShadow: true}, simKinds},

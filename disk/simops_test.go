@@ -16,12 +16,15 @@ func (s *sim) act() {
 		s.hurt = true
 		s.fault()
 	}
-	if (*simChurn || s.bugs.moveEarly || s.bugs.dropTwice) && s.rng.IntN(6) == 0 {
+	switch often := s.bugs; { // what a bug is about, to meet it soon
+	case (*simChurn || often.moveEarly || often.dropTwice) && s.rng.IntN(6) == 0:
 		s.member()
 		return
-	}
-	if s.bugs.trustData && s.rng.IntN(6) == 0 {
+	case often.trustData && s.rng.IntN(3) == 0:
 		s.scrub()
+		return
+	case often.noPin && s.rng.IntN(4) == 0:
+		s.compact()
 		return
 	}
 	switch r := s.rng.IntN(25); {
