@@ -107,6 +107,8 @@ type disk struct {
 	used    []bool // by extent
 	free    int
 	next    uint32       // where the search for a free extent begins
+	cramped []uint32     // extents that count as used: the file system behind them had no room; guarded by Array.mu
+	since   time.Time    // when the first of them was met
 	hollow  bool         // being rebuilt: the member table says so
 	rebuild *rebuilding  // guarded by Array.mu
 	suspect atomic.Bool  // slower than its peers, or its reads fail
@@ -168,11 +170,40 @@ func (d *disk) takeExtent() (uint32, bool) {
 	return 0, false
 }
 
+// nextFree lists the extents that takeExtent would return, at most n.
+func (d *disk) nextFree(n int) (list []uint32) {
+	for i := uint32(0); i < d.extents && len(list) < n; i++ {
+		if e := (d.next + i) % d.extents; !d.used[e] {
+			list = append(list, e)
+		}
+	}
+	return list
+}
+
 func (d *disk) markUsed(e uint32) {
 	if e < d.extents && !d.used[e] {
 		d.used[e] = true
 		d.free--
 	}
+}
+
+// setFree makes an extent free again that is used.
+func (d *disk) setFree(e uint32) {
+	if e < d.extents && d.used[e] {
+		d.used[e] = false
+		d.free++
+	}
+}
+
+// crampedFor is how long extents without room behind them are left alone.
+const crampedFor = 10 * time.Minute
+
+// uncramp lets cramped extents be tried again.
+func (d *disk) uncramp() {
+	for _, e := range d.cramped {
+		d.setFree(e)
+	}
+	d.cramped = nil
 }
 
 // reserveBands is how many bands only essential records may open.
@@ -216,23 +247,49 @@ func (a *Array) freeSpace() int64 {
 	return int64(max(a.bandsLeft()-reserveBands, 0)) * int64(data) * (a.geo.ExtentSize - BlockSize)
 }
 
-// openBand takes extents on the emptiest live disks and writes the band's header on each, durably.
+// openBand takes extents on the emptiest live disks and writes the band's header on each, durably. Extents that their file system has no room
+// for are passed over.
 func (a *Array) openBand(ctx context.Context, k kind, essential bool) (*band, error) {
-	a.mu.Lock()
-	b, err := a.allocateBand(k, essential)
-	a.mu.Unlock()
-	if err != nil {
-		return nil, err
-	}
-	if err := a.prepareBand(ctx, b); err != nil {
+	for {
+		a.mu.Lock()
+		table := a.slots()
+		b, err := a.allocateBand(k, essential)
+		a.mu.Unlock()
+		if err != nil {
+			return nil, err
+		}
+		var room *roomError
+		switch err := a.prepareBand(ctx, b); {
+		case errors.As(err, &room):
+			a.cramp(room.extents...)
+			b.members = slices.DeleteFunc(b.members, func(m bandMember) bool { return slices.Contains(room.extents, m) })
+		case err == nil && !essential:
+			a.reserve(b)
+			fallthrough
+		case err == nil:
+			if a.register(b, table) {
+				a.logger.Debug("band opened", "band", fmt.Sprintf("%x", b.num), "bulk", k == kindBulk, "members", b.members)
+				return b, nil
+			}
+		default:
+			a.giveBack(b.members...)
+			return nil, err
+		}
 		a.giveBack(b.members...)
-		return nil, err
 	}
+}
+
+// register makes a band one of the array's, unless one of its disks is another by now than in the table that it was made by.
+func (a *Array) register(b *band, table []*disk) bool {
 	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, m := range b.members {
+		if a.slots()[m.slot] != table[m.slot] {
+			return false
+		}
+	}
 	a.bands[b.num] = b
-	a.mu.Unlock()
-	a.logger.Debug("band opened", "band", fmt.Sprintf("%x", b.num), "bulk", k == kindBulk, "members", b.members)
-	return b, nil
+	return true
 }
 
 // allocateBand picks the members; a.mu is held.
@@ -242,6 +299,9 @@ func (a *Array) allocateBand(k kind, essential bool) (*band, error) {
 	}
 	var live []*disk
 	for _, d := range a.slots() {
+		if len(d.cramped) > 0 && a.now().Sub(d.since) > crampedFor {
+			d.uncramp()
+		}
 		if d.open() && d.free > 0 {
 			live = append(live, d)
 		}
@@ -306,18 +366,79 @@ func (a *Array) prepareExtents(b *band) error {
 	}
 	wg.Wait()
 	var failed []*disk
+	room := &roomError{err: errors.Join(errs...)}
 	for i, err := range errs {
-		if errors.Is(err, unix.ENOSPC) && !errors.Is(errors.Join(errs...), blockdev.ErrTimeout) { // who hangs has to be fenced
-			return fmt.Errorf("prepare extent on %s: %w: %w", a.slots()[b.members[i].slot].path, ErrFull, err)
-		}
-		if err != nil {
+		switch {
+		case errors.Is(err, unix.ENOSPC):
+			room.extents = append(room.extents, b.members[i])
+		case err != nil:
 			failed = append(failed, a.slots()[b.members[i].slot])
 		}
 	}
-	if len(failed) > 0 {
-		return &fenceError{disks: failed, err: errors.Join(errs...)}
+	switch {
+	case len(failed) > 0:
+		return &fenceError{disks: failed, err: room.err}
+	case len(room.extents) > 0:
+		return room
 	}
 	return nil
+}
+
+// reserve makes sure that the extents which essential records may take after those of a band have room behind them too. Those that have none
+// are left out, so that the array is full for others first.
+func (a *Array) reserve(b *band) {
+	for _, m := range b.members {
+		for a.reserveOn(m.slot) {
+		}
+	}
+}
+
+// reserveOn reserves the next extents of a disk, and reports whether one was left out.
+func (a *Array) reserveOn(slot int) bool {
+	a.mu.RLock()
+	d := a.slots()[slot]
+	next := d.nextFree(reserveBands)
+	a.mu.RUnlock()
+	for _, e := range next {
+		err := a.bounded(func() error { return d.dev.Reserve(a.geo.extentOffset(e), a.geo.ExtentSize) })
+		if errors.Is(err, unix.ENOSPC) { // whatever else there is shows when it is used
+			a.mu.Lock()
+			free := a.slots()[slot] == d && !d.used[e]
+			d.markUsed(e)
+			a.mu.Unlock()
+			if free {
+				a.cramp(bandMember{slot: slot, extent: e})
+			}
+			return free
+		}
+	}
+	return false
+}
+
+// roomError says that file systems have no room for extents of the disks on them.
+type roomError struct {
+	extents []bandMember
+	err     error
+}
+
+func (e *roomError) Error() string { return fmt.Sprintf("prepare extents: %v: %v", ErrFull, e.err) }
+func (e *roomError) Unwrap() error { return ErrFull }
+
+// cramp counts extents, which are used by nobody, as used for a time.
+func (a *Array) cramp(extents ...bandMember) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, m := range extents {
+		d := a.slots()[m.slot]
+		if int(m.extent) >= len(d.used) || !d.used[m.extent] {
+			continue
+		}
+		if len(d.cramped) == 0 {
+			d.since = a.now()
+			a.logger.Error("the file system of a disk is full: extents without room behind them are left out", "path", d.path, "slot", d.slot)
+		}
+		d.cramped = append(d.cramped, m.extent)
+	}
 }
 
 // preparePiece is how much of an extent is prepared under one deadline.
@@ -337,10 +458,10 @@ func (a *Array) prepareExtent(dev blockdev.Device, extent uint32) error {
 }
 
 // prepareOrFence prepares an extent of a disk that is to be filled. A disk that misses the deadline is fenced: the call may go on and write
-// zeros, so the extent must not be used, by nobody.
+// zeros, so the extent must not be used, by nobody. So is one that has no room for what is its own.
 func (a *Array) prepareOrFence(d *disk, extent uint32) error {
 	err := a.prepareExtent(d.dev, extent)
-	if errors.Is(err, blockdev.ErrTimeout) {
+	if errors.Is(err, blockdev.ErrTimeout) || errors.Is(err, unix.ENOSPC) && d.hollow {
 		err = errors.Join(err, a.log.fail([]*disk{d}))
 	}
 	return err
@@ -385,10 +506,7 @@ func (a *Array) giveBack(members ...bandMember) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, m := range members {
-		if d := a.slots()[m.slot]; int(m.extent) < len(d.used) && d.used[m.extent] {
-			d.used[m.extent] = false
-			d.free++
-		}
+		a.slots()[m.slot].setFree(m.extent)
 	}
 	a.noteSpace()
 }

@@ -665,7 +665,7 @@ func (a *Array) Accounts() (faults []string) {
 			switch used := d.used[e]; {
 			case taken && !used:
 				faults = append(faults, fmt.Sprintf("disk %d extent %d: belongs to band %x and counts as free", d.slot, e, band))
-			case used && !taken && !d.draining && d.role != roleNone: // what a leaving disk has given up stays as it is
+			case used && !taken && !d.draining && d.role != roleNone && !slices.Contains(d.cramped, e): // what a leaving disk has given up stays as it is
 				faults = append(faults, fmt.Sprintf("disk %d extent %d: counts as used and belongs to no band", d.slot, e))
 			}
 			if !d.used[e] {

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"coffer/disk/internal/blockdev"
 )
 
@@ -46,11 +48,8 @@ func (a *Array) add(ctx context.Context, dev blockdev.Device, spare bool) (int, 
 	if err := a.CanAdd(dev.Limits().Size, spare); err != nil {
 		return 0, err
 	}
-	gi, err := a.group.Add(dev)
+	gi, err := a.prove(ctx, dev)
 	if err != nil {
-		return 0, fmt.Errorf("%w: %w", ErrAdd, err)
-	}
-	if err := a.blank(ctx, gi); err != nil {
 		return 0, fmt.Errorf("%w: %w", ErrAdd, err)
 	}
 	d := &disk{dev: dev, gi: gi, path: dev.Path(), state: DiskHealthy, extents: a.geo.extents(dev.Limits().Size), fresh: true,
@@ -101,6 +100,20 @@ func (a *Array) emptySlot(size int64, spare bool) (int, error) {
 		}
 	}
 	return 0, fmt.Errorf("%w: the array has %d disks, and no more are possible", ErrAdd, MaxDisks)
+}
+
+// prove makes a new disk one of the group, once it has shown that it can be written and has room for all that it says.
+func (a *Array) prove(ctx context.Context, dev blockdev.Device) (gi int, err error) {
+	n := dev.Limits().Size &^ (BlockSize - 1)
+	if err := a.bounded(func() error { return dev.Reserve(0, n) }); errors.Is(err, unix.ENOSPC) {
+		return 0, fmt.Errorf("its file system has no room for its %d bytes: %w", n, err)
+	} else if err != nil {
+		return 0, err
+	}
+	if gi, err = a.group.Add(dev); err != nil {
+		return 0, err
+	}
+	return gi, a.blank(ctx, gi)
 }
 
 // blank overwrites the places of the superblock copies of a new disk, so that nothing of what it was can be mixed with what it becomes,
@@ -446,7 +459,11 @@ func (a *Array) moveBand(ctx context.Context, d *disk, r *rebuilding, b *band) e
 		return errors.Join(a.switchBand(ctx, b, moved, pos, to), a.copyMember(ctx, r, b, moved, pos, to))
 	}
 	if err := a.copyMember(ctx, r, b, moved, pos, to); err != nil {
-		a.giveBack(moved.members[pos])
+		if errors.Is(err, unix.ENOSPC) {
+			a.cramp(moved.members[pos])
+		} else {
+			a.giveBack(moved.members[pos])
+		}
 		return err
 	}
 	return a.switchBand(ctx, b, moved, pos, to)

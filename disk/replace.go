@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/bits"
+	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -56,6 +57,9 @@ func (r *rebuilding) status() *Rebuild {
 // Replace lets the device at path take the place of the disk in a slot and rebuilds what that one held, in the background. What the
 // new disk holds is lost. The old one may be there or not; it belongs to the array no more, whatever becomes of the rebuild.
 func (a *Array) Replace(ctx context.Context, slot int, path string, force bool) error {
+	if force {
+		a.dismissPath(path)
+	}
 	devs, err := openAll([]string{path}, force)
 	if err != nil {
 		return fmt.Errorf("replace disk: %w", err)
@@ -73,10 +77,13 @@ func (a *Array) replace(ctx context.Context, slot int, dev blockdev.Device) erro
 	if err := a.log.stopped(); err != nil {
 		return err
 	}
-	if slot < 0 || slot >= len(a.slots()) {
-		return fmt.Errorf("%w: no slot %d: there are %d", ErrReplace, slot, len(a.slots()))
+	a.mu.RLock()
+	err := a.canReplace(slot, dev)
+	a.mu.RUnlock()
+	if err != nil {
+		return err
 	}
-	gi, err := a.group.Add(dev)
+	gi, err := a.prove(ctx, dev)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrReplace, err)
 	}
@@ -104,6 +111,27 @@ func (a *Array) dismiss(olds []*disk) {
 	}
 }
 
+// dismissPath lets go of a disk that helps to rebuild the one that took its place, as it is to have that again.
+func (a *Array) dismissPath(path string) {
+	same := func(o *disk) bool {
+		x, err1 := os.Stat(o.path)
+		y, err2 := os.Stat(path)
+		return err1 == nil && err2 == nil && os.SameFile(x, y)
+	}
+	a.mu.Lock()
+	var olds []*disk
+	for _, d := range a.slots() {
+		for _, o := range d.olds {
+			if same(o) {
+				olds = append(olds, o)
+			}
+		}
+		d.olds = slices.DeleteFunc(slices.Clone(d.olds), same)
+	}
+	a.mu.Unlock()
+	a.dismiss(olds)
+}
+
 // recallCell fills the cell of a role with what a disk has that had this place before, of which too few others are left to compute it. It reports
 // whether there was one.
 func (a *Array) recallCell(w *wholeStripe, pos, role int, olds []*disk) (bool, error) {
@@ -127,20 +155,16 @@ func (a *Array) recallCell(w *wholeStripe, pos, role int, olds []*disk) (bool, e
 	return false, nil
 }
 
-// swap puts a new disk into a slot and begins an epoch with it. Nothing is being written.
-func (a *Array) swap(slot int, d, spare *disk) error {
-	a.mu.Lock()
-	old := a.slots()[slot]
-	if have := a.geo.extents(d.dev.Limits().Size); have < old.extents {
-		a.mu.Unlock()
-		return fmt.Errorf("%w: %s has room for %d extents, the old one had %d", ErrReplace, d.path, have, old.extents)
+// canReplace reports why a device cannot take the place of the disk in a slot; a.mu is held.
+func (a *Array) canReplace(slot int, dev blockdev.Device) error {
+	if slot < 0 || slot >= len(a.slots()) {
+		return fmt.Errorf("%w: no slot %d: there are %d", ErrReplace, slot, len(a.slots()))
 	}
-	if spare != nil && (a.slots()[spare.slot] != spare || spare.state != DiskSpare || old.usable()) {
-		a.mu.Unlock()
-		return fmt.Errorf("%w: the spare or the disk in slot %d is another meanwhile", ErrReplace, slot)
+	old := a.slots()[slot]
+	if have := a.geo.extents(dev.Limits().Size); have < old.extents {
+		return fmt.Errorf("%w: %s has room for %d extents, the old one had %d", ErrReplace, dev.Path(), have, old.extents)
 	}
 	if !old.counts() {
-		a.mu.Unlock()
 		return fmt.Errorf("%w: the disk in slot %d holds no data: remove it, and add another", ErrReplace, slot)
 	}
 	out := 0
@@ -150,13 +174,28 @@ func (a *Array) swap(slot int, d, spare *disk) error {
 		}
 	}
 	if out+1 > a.geo.Parity {
-		a.mu.Unlock()
 		return fmt.Errorf("%w: %d other disks are not whole, and parity bears %d", ErrReplace, out, a.geo.Parity)
+	}
+	return nil
+}
+
+// swap puts a new disk into a slot and begins an epoch with it. Nothing is being written.
+func (a *Array) swap(slot int, d, spare *disk) error {
+	a.mu.Lock()
+	if err := a.canReplace(slot, d.dev); err != nil {
+		a.mu.Unlock()
+		return err
+	}
+	old := a.slots()[slot]
+	if spare != nil && (a.slots()[spare.slot] != spare || spare.state != DiskSpare || old.usable()) {
+		a.mu.Unlock()
+		return fmt.Errorf("%w: the spare or the disk in slot %d is another meanwhile", ErrReplace, slot)
 	}
 	d.slot, d.state, d.reason, d.hollow, d.fresh = slot, DiskRebuilding, "being rebuilt", true, true
 	if d.olds, old.olds = old.olds, nil; old.dev != nil {
 		d.olds = append(d.olds, old)
 	}
+	old.uncramp() // the new one has room
 	d.extents, d.used, d.free, d.next = old.extents, old.used, old.free, old.next
 	if old.drain != nil {
 		old.drain.cancel()

@@ -3,6 +3,7 @@ package disk
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -10,6 +11,10 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
+
+	"coffer/disk/internal/blockdev"
 )
 
 // newDiskFile makes another disk for a fileArray.
@@ -287,5 +292,123 @@ func TestReplaceRefused(t *testing.T) {
 	}
 	if err := newWritten().put(a, 1, 100); err != nil {
 		t.Errorf("the array does not go on: %v", err)
+	}
+}
+
+// TestReplaceProvesTheNewDisk: a disk that cannot be written, or has no room behind it, takes nobody's place.
+func TestReplaceProvesTheNewDisk(t *testing.T) {
+	for name, spoil := range map[string]func(*blockdev.SimDisk){
+		"writes fail": func(d *blockdev.SimDisk) { d.FailWrite(1, unix.EIO) },
+		"no room":     (*blockdev.SimDisk).Fill,
+	} {
+		s := newSimArray(t, 6, 4, 2, 12)
+		a := s.open()
+		fresh := blockdev.NewSimDisk(s.world, superArea+12<<20, blockdev.SimOptions{Name: "new"})
+		spoil(fresh)
+		if err := a.replace(t.Context(), 2, fresh); !errors.Is(err, ErrReplace) {
+			t.Errorf("%s: replace: %v", name, err)
+		}
+		spare := blockdev.NewSimDisk(s.world, superArea+12<<20, blockdev.SimOptions{Name: "newer"})
+		spoil(spare)
+		if _, err := a.add(t.Context(), spare, false); !errors.Is(err, ErrAdd) {
+			t.Errorf("%s: add: %v", name, err)
+		}
+		if st := a.Status(); st.State != "healthy" || st.Disks[2].Path != s.disks[2].Path() || len(st.Disks) != 6 {
+			t.Errorf("%s: %+v", name, st)
+		}
+		a.Close()
+	}
+}
+
+// TestReplaceByTheOldDisk: what was given up for a disk that does not do can have its place again, at once.
+func TestReplaceByTheOldDisk(t *testing.T) {
+	f := newFileArray(t, 6, 4, 2, replaceSize)
+	w := newWritten()
+	a := f.open()
+	defer a.Close()
+	w.fill(t, a, 1)
+	a.SetRebuildRate(1)
+	if err := a.Replace(t.Context(), 2, f.newDiskFile("new", replaceSize), false); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Replace(t.Context(), 2, f.paths[2], false); err == nil {
+		t.Error("the old disk was overwritten without being told to")
+	}
+	if err := a.Replace(t.Context(), 2, f.paths[2], true); err != nil {
+		t.Fatal(err)
+	}
+	a.SetRebuildRate(0)
+	whole(t, a)
+	if err := w.verify(a, f.state); err != nil || a.Status().Disks[2].Path != f.paths[2] {
+		t.Errorf("%v; slot 2 is %s", err, a.Status().Disks[2].Path)
+	}
+}
+
+// TestCrampedDisk: a disk whose file system is full keeps nobody from writing and deleting, and is named.
+func TestCrampedDisk(t *testing.T) {
+	s := newSimArray(t, 7, 4, 2, 40)
+	a := s.open()
+	defer a.Close()
+	w := newWritten()
+	w.fill(t, a, 1)
+	s.disks[3].Fill()
+	full := uint64(0)
+	for id := uint64(1000); full == 0; id++ {
+		switch err := w.put(a, id, 150<<10); {
+		case errors.Is(err, ErrFull):
+			full = id
+		case err != nil:
+			t.Fatal(err)
+		}
+	}
+	if st := a.Status(); full < 1180 || st.State != "degraded" || !strings.Contains(st.Disks[3].Reason, "file system is full") {
+		t.Errorf("full after %d records; %s (%s), disk 3: %s", full-1000, st.State, st.Reason, st.Disks[3].Reason)
+	}
+	for id := uint64(1 << 30); id < 1<<30+20; id++ { // as deletions are
+		if _, err := a.Append(t.Context(), Record{Body: fmt.Appendf(nil, "rec %d", id), Data: payload(id, 40), Essential: true}); err != nil {
+			t.Fatal(err)
+		}
+		w.records[id] = 40
+	}
+	if faults := a.Accounts(); len(faults) > 0 {
+		t.Error(faults)
+	}
+	if err := w.verify(a, s.state); err != nil {
+		t.Error(err)
+	}
+	s.disks[3].Unfill()
+	a.mu.Lock()
+	a.slots()[3].since = time.Time{}
+	a.mu.Unlock()
+	if _, err := a.openBand(t.Context(), kindPacked, true); err != nil || a.Status().Disks[3].Reason != "" {
+		t.Errorf("with room again: %v, disk 3: %s", err, a.Status().Disks[3].Reason)
+	}
+}
+
+// TestCrampedTogether: where the file system of all disks is full, what deletions and compaction need was reserved before.
+func TestCrampedTogether(t *testing.T) {
+	s := newSimArray(t, 3, 2, 1, 40)
+	a := s.open()
+	defer a.Close()
+	put := func(size int, essential bool) error {
+		_, err := a.Append(t.Context(), Record{Body: []byte("rec"), Data: payload(1, size), Essential: essential})
+		return err
+	}
+	if err := put(150<<10, false); err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range s.disks {
+		d.Fill()
+	}
+	n := 0
+	for ; put(150<<10, false) == nil; n++ {
+	}
+	if n > 100 {
+		t.Errorf("%d records after the file system was full", n)
+	}
+	for range 200 {
+		if err := put(4000, true); err != nil {
+			t.Fatal(err)
+		}
 	}
 }

@@ -138,6 +138,10 @@ func (a *Array) Status() Status {
 				ds.Reason = fmt.Sprintf("too small to take the place of %d of the disks", len(large))
 			}
 		}
+		if len(d.cramped) > 0 && d.open() {
+			ds.Reason = fmt.Sprintf("its file system is full: no room for %d extents", len(d.cramped))
+			s.State, s.Reason = "degraded", "the file system of a disk is full: make room on it, or replace the disk"
+		}
 		if d.refused {
 			ds.State = DiskFenced // what it holds is still read
 		}

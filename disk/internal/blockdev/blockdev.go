@@ -80,6 +80,9 @@ type Device interface {
 	// Prepare allocates and zero-fills those of n bytes at off that were never written, so that later durable writes change no
 	// file-system metadata (5 times faster here). Written bytes keep their contents. No-op on block devices.
 	Prepare(off, n int64) error
+	// Reserve allocates n bytes at off, and writes nothing: a later Prepare of them does not fail for want of room. A block device has its
+	// room.
+	Reserve(off, n int64) error
 	// Stats is a snapshot of the counters since opening.
 	Stats() Stats
 	// Close gives the device back. It does not wait for operations that hang: the last of them to end closes the descriptor.

@@ -300,13 +300,19 @@ func (d *fileDevice) change(verb string, off, n int64, f func() error) error {
 // prepareChunk is the size of the writes that fill a file with zeros.
 const prepareChunk = 1 << 20
 
+func (d *fileDevice) Reserve(off, n int64) error {
+	if d.block {
+		return nil
+	}
+	return d.change("reserve", off, n, func() error { return unix.Fallocate(d.fd, unix.FALLOC_FL_KEEP_SIZE, off, n) })
+}
+
 func (d *fileDevice) Prepare(off, n int64) error {
 	if d.block {
 		return nil
 	}
 	// Punched holes are allocated first, so that a full file system shows here and not at a write that must not fail.
-	err := d.change("reserve", off, n, func() error { return unix.Fallocate(d.fd, unix.FALLOC_FL_KEEP_SIZE, off, n) })
-	if err != nil {
+	if err := d.Reserve(off, n); err != nil {
 		return err
 	}
 	if err := d.fillHoles(off, off+n); err != nil {

@@ -86,6 +86,8 @@ func (d *memDevice) Prepare(off, n int64) error {
 	return d.with(func() {})
 }
 
+func (d *memDevice) Reserve(off, n int64) error { return d.Prepare(off, n) }
+
 func (d *memDevice) Close() error {
 	first, last := d.refs.close()
 	if !first {

@@ -28,6 +28,7 @@ type SimDisk struct {
 
 	short            int // pages that were cut off at its end
 	dead, hung, full bool
+	reserved         []bool // pages that have room when the disk is full
 	slow             bool
 	late             []simWrite // accepted by a hung disk
 	bad              map[int]bool
@@ -49,7 +50,7 @@ func NewSimDisk(w *World, size int64, opt SimOptions) *SimDisk {
 	defer w.mu.Unlock()
 	n := int(size / Align)
 	d := &SimDisk{world: w, name: opt.Name, bad: map[int]bool{},
-		cache: make([]*simPage, n), medium: make([]*simPage, n), prior: make([]*simPage, n)}
+		cache: make([]*simPage, n), medium: make([]*simPage, n), prior: make([]*simPage, n), reserved: make([]bool, n)}
 	if d.name == "" {
 		d.name = fmt.Sprintf("sim%d", len(w.disks))
 	}
@@ -329,13 +330,32 @@ func (d *SimDisk) Prepare(off, n int64) error {
 			if d.cache[i] != nil {
 				continue
 			}
-			if d.full {
+			if d.full && !d.reserved[i] {
 				return unix.ENOSPC
 			}
 			d.store([]simWrite{{int(i), zero}}, true)
 		}
 		return nil
 	})
+}
+
+// Reserve lets Prepare have room even when the disk is full.
+func (d *SimDisk) Reserve(off, n int64) error {
+	if err := checkSpan(d.name, off, n, d.size()); err != nil {
+		return err
+	}
+	d.world.mu.Lock()
+	defer d.world.mu.Unlock()
+	if err := d.usable(); err != nil {
+		return err
+	}
+	for i := off / Align; i < (off+n)/Align; i++ {
+		if d.full && d.cache[i] == nil && !d.reserved[i] {
+			return unix.ENOSPC
+		}
+		d.reserved[i] = true
+	}
+	return nil
 }
 
 // Close ends the use of the disk until World.Restart.
