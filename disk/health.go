@@ -1,7 +1,10 @@
 package disk
 
 import (
+	"context"
+	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"coffer/disk/internal/blockdev"
@@ -41,6 +44,61 @@ func meanSince(before, now blockdev.Latency) time.Duration {
 		return 0
 	}
 	return (now.Sum - before.Sum) / time.Duration(n)
+}
+
+// slowStart is the latency from which on a start is made without a disk: it reads much one after the other, and waits for every disk.
+const slowStart = 200 * time.Millisecond
+
+// leaveSlow finds out before anything is read which disks are far slower than their peers, and fences them at once where the others do: while
+// the array is open that takes some seconds, but a start would take minutes. The first read of each is not counted, as a disk may have slept.
+func (a *Array) leaveSlow(ctx context.Context) error {
+	buf, err := a.meta.Get(ctx, len(a.slots())*BlockSize)
+	if err != nil {
+		return err
+	}
+	ops := make([]blockdev.Op, len(a.slots())) // the last of each disk
+	took := make([]time.Duration, len(a.slots()))
+	var wg sync.WaitGroup
+	for i, d := range a.slots() {
+		if !d.present() || !d.counts() {
+			continue
+		}
+		wg.Go(func() {
+			for c := range superCopies {
+				began := time.Now()
+				ops[i] = blockdev.Op{Dev: d.gi, Off: int64(c) * superStride, Buf: buf.Bytes()[i*BlockSize:][:BlockSize]}
+				if a.group.Run(ops[i:i+1]) != nil || ops[i].Err != nil {
+					return // it is not slow but bad, and others will see
+				}
+				if c > 0 {
+					took[i] += time.Since(began) / (superCopies - 1)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	release(&buf, ops)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for i, d := range a.slots() {
+		var peers []time.Duration
+		whole := 0
+		for j, p := range a.slots() {
+			if j != i && took[j] > 0 && p.usable() {
+				peers = append(peers, took[j])
+			}
+			if j != i && p.counts() && p.present() && !p.hollow {
+				whole++
+			}
+		}
+		slices.Sort(peers)
+		if took[i] < slowStart || len(peers) == 0 || took[i] < slowFactor*peers[len(peers)/2] || whole < a.super.counted()-a.geo.Parity || whole <= a.geo.Parity {
+			continue
+		}
+		d.state, d.reason = DiskFenced, fmt.Sprintf("%s: a read took %v at the start", tooSlow, took[i].Round(time.Millisecond))
+		a.logger.Error("disk is left out: it is far slower than the others", "path", d.path, "slot", d.slot, "read", took[i])
+	}
+	return nil
 }
 
 // watchHealth judges the disks by their latency and their errors until the array closes.

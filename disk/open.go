@@ -467,6 +467,11 @@ func newArray(opt Options, devs []blockdev.Device, head *superblock, disks []*di
 // start recovers, begins the epoch and lets the writers run.
 func (a *Array) start(ctx context.Context) error {
 	a.opening = true
+	if a.opt.manual == nil {
+		if err := a.leaveSlow(ctx); err != nil {
+			return err
+		}
+	}
 	cut, err := a.takeUp(ctx)
 	a.opening = false
 	if err != nil || a.opt.ReadOnly {

@@ -179,7 +179,7 @@ func percentile(d []time.Duration, p int) time.Duration {
 // TestFlappingDisk: a disk that is slow half of the time, and works in between, is fenced all the same, and soon: from then on nobody waits for it.
 func TestFlappingDisk(t *testing.T) {
 	inBubble(t, 96, func(t *testing.T, m *Memory) {
-		devs, f := slowArray(t, m)
+		devs, f := slowArray(t, m, -1)
 		defer f.a.Close()
 		healthyRead, healthyWrite, _ := f.run(4*time.Second, 1000)
 		stop := make(chan bool)
@@ -202,11 +202,32 @@ func TestFlappingDisk(t *testing.T) {
 	})
 }
 
-// slowArray opens an array of disks that take their time, fills it, and lets it measure them.
-func slowArray(t *testing.T, m *Memory) ([]blockdev.Device, *foreground) {
+// TestSlowStart: a start does not wait for a disk that takes 1 s for each operation again and again, and not where it must not do without it.
+func TestSlowStart(t *testing.T) {
+	inBubble(t, 96, func(t *testing.T, m *Memory) {
+		_, f := slowArray(t, m, -1)
+		f.a.Close()
+		began := time.Now()
+		_, f = slowArray(t, m, 2)
+		if d, took := f.a.Status().Disks[2], time.Since(began); d.State != DiskFenced || took > 20*time.Second {
+			t.Errorf("the disk is %s (%s), after %v", d.State, d.Reason, took)
+		}
+		f.a.Close()
+		_, f = slowArray(t, m, -1)
+		if d := f.a.Status().Disks[2]; d.State != DiskHealthy {
+			t.Errorf("fast again the disk is %s (%s)", d.State, d.Reason)
+		}
+		f.a.Close()
+	})
+}
+
+// slowArray opens an array of disks that take their time, one of them far too much if it is not -1, fills it, and lets it measure them.
+func slowArray(t *testing.T, m *Memory, slow int) ([]blockdev.Device, *foreground) {
 	var devs []blockdev.Device
 	for i, d := range m.devs {
-		devs = append(devs, newModelDev(d, uint64(i)))
+		dev := newModelDev(d, uint64(i))
+		dev.slow.Store(i == slow)
+		devs = append(devs, dev)
 	}
 	set, err := discover(devs, nil, 0)
 	if err != nil {
@@ -241,7 +262,7 @@ func TestSlowDiskTail(t *testing.T) {
 }
 
 func slowTail(t *testing.T, m *Memory, slot int) {
-	devs, f := slowArray(t, m)
+	devs, f := slowArray(t, m, -1)
 	a := f.a
 	defer a.Close()
 	before := a.Status().Hedges

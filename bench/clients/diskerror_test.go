@@ -93,7 +93,7 @@ func TestDiskErrors(t *testing.T) {
 	if err := (awsSDK{}).makeBucket(t.Context(), s, drillBucket); err != nil {
 		t.Fatal(err)
 	}
-	acks, delay := int64(leastAcks), "250ms" // a start reads much one after the other
+	acks, delay := int64(leastAcks), "250ms"
 	if soak {
 		acks, delay = 2000, "1"
 	}
