@@ -222,7 +222,7 @@ func (o *Options) model(dev blockdev.Device) *Model {
 // faults are bugs that tests switch on to prove that the simulation would catch them (docs/testing.md).
 type faults struct {
 	noFlush, noRepair, noVerify, noNonce, noLocation bool
-	noMark, noPin                                    bool // of freed bands
+	noMark, noPin, fewMarks                          bool // of freed bands: they are not marked, or on however few disks
 	trustData, noInFlight                            bool // of scrubs: parity is made anew from unverified data; what is being written is judged
 	noHold                                           bool // the memory of late reads is used again while they go on
 	moveEarly, noPlaced                              bool // a band moves before its cells do; when extents were taken is not looked at

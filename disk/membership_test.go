@@ -526,6 +526,51 @@ func TestEmptyBandUnseen(t *testing.T) {
 	}
 }
 
+// TestMarksThatCanBeLost: a band is not freed while so few of its disks take the mark that these can be lost together, and others come back. The
+// control frees it all the same.
+func TestMarksThatCanBeLost(t *testing.T) {
+	for _, few := range []bool{false, true} {
+		s := newSimArray(t, 5, 2, 2, 12)
+		s.opt.faults.fewMarks = few
+		w := newWritten()
+		a := s.open()
+		if err := w.put(a, 1, 100); err != nil {
+			t.Fatal(err)
+		}
+		band := a.bands[s.state.entries[0].data.Band]
+		a.Close()
+		away := []int{band.members[0].slot, band.members[1].slot}
+		without := func(slots ...int) (disks []*blockdev.SimDisk) {
+			for i, d := range s.disks {
+				if !slices.Contains(slots, i) {
+					disks = append(disks, d)
+				}
+			}
+			return disks
+		}
+		a = s.open(without(away...)...)
+		err := a.Free(t.Context(), band.num)
+		a.Close()
+		if !few {
+			if !errors.Is(err, ErrBusy) {
+				t.Errorf("freed with two of four disks: %v", err)
+			}
+			a = s.open()
+			if err := a.Free(t.Context(), band.num); err != nil {
+				t.Errorf("with all: %v", err)
+			}
+			a.Close()
+			continue
+		}
+		s.state = &testState{gaps: true}
+		a = s.open(without(band.members[2].slot, band.members[3].slot)...)
+		if err != nil || a.bands[band.num] == nil {
+			t.Errorf("control: %v, and it is not back", err)
+		}
+		a.Close()
+	}
+}
+
 // TestAheadBandFreed: a band that was opened ahead, and freed when an epoch had begun without its use, is nobody's any more: not even of the
 // stream that it was opened for.
 func TestAheadBandFreed(t *testing.T) {

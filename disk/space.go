@@ -172,7 +172,7 @@ func (a *Array) canBury(b *band, n int) bool {
 			moved++
 		}
 	}
-	return n == len(b.members) || n > a.geo.Parity+moved || n > 0 && moved == 0 && len(b.members) == a.counted()
+	return a.opt.faults.fewMarks || n == len(b.members) || n > a.geo.Parity+moved || n > 0 && moved == 0 && len(b.members) == a.counted()
 }
 
 // mayRecall reports whether a disk that is away may carry a header of a band from before its last move: not one that took part in a later epoch,
