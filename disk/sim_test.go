@@ -444,7 +444,7 @@ func (s *sim) life() error {
 		s.world.CutAfter(1 + s.rng.IntN(120))
 	}
 	acts := 5 + s.rng.IntN(60)
-	if s.rng.IntN(40) == 0 || s.bugs.dropTwice { // once round the disks
+	if s.rng.IntN(100) == 0 || s.bugs.dropTwice { // once round the disks
 		acts += 400
 	}
 	for range acts {
