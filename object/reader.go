@@ -5,15 +5,20 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 	"time"
 
 	"coffer/disk"
 	"coffer/object/internal/seal"
 )
 
-// maxReadSegments is how many segments are read from the disks at once: 2 MiB. With one more read under way, a slow client pins
+// maxReadSegments is how many segments are read from the disks at once: 2 MiB. With one more read under way, a reader has up to
 // 4 MiB of the engine's buffers.
 const maxReadSegments = 32
+
+// readHold is how long a client may take over one read. All readers share the engine's buffers: a client that takes its bytes slowly,
+// or not at all, must not keep them from the others.
+const readHold = time.Second
 
 // span is a part of the plaintext that is wanted: bytes from..to-1 of one stream.
 type span struct {
@@ -41,7 +46,8 @@ type plan struct {
 	base   int64 // first segment of that stripe
 }
 
-func (p *plan) chunk() (c chunk, ok bool) {
+// chunk returns the next read, of at most that many segments.
+func (p *plan) chunk(most int) (c chunk, ok bool) {
 	for p.span < len(p.spans) {
 		sp := &p.spans[p.span]
 		first, _ := sp.stream.alg.Locate(sp.from)
@@ -55,7 +61,7 @@ func (p *plan) chunk() (c chunk, ok bool) {
 		}
 		c = chunk{span: p.span, index: p.next, at: int(p.next)}
 		if len(sp.stream.stripes) == 0 {
-			c.packed, c.n = true, int(last-p.next)+1
+			c.packed, c.n = true, min(int(last-p.next)+1, most)
 		} else {
 			for p.next >= p.base+int64(sp.stream.stripes[p.stripe].Segments) {
 				p.base += int64(sp.stream.stripes[p.stripe].Segments)
@@ -63,12 +69,17 @@ func (p *plan) chunk() (c chunk, ok bool) {
 			}
 			c.stripe = sp.stream.stripes[p.stripe]
 			c.at = int(p.next - p.base)
-			c.n = min(int(c.stripe.Segments)-c.at, int(last-p.next)+1, maxReadSegments)
+			c.n = min(int(c.stripe.Segments)-c.at, int(last-p.next)+1, most)
 		}
 		p.next += int64(c.n)
 		return c, true
 	}
 	return chunk{}, false
+}
+
+// rewind makes segment i of c the next one.
+func (p *plan) rewind(c *chunk, i int) {
+	p.span, p.next, p.stripe, p.base = c.span, c.index+int64(i), 0, 0
 }
 
 // fetched is a read that has ended.
@@ -78,6 +89,10 @@ type fetched struct {
 }
 
 // reader implements Reader. It keeps the context of the Get that made it, because io.Reader has no place for one.
+//
+// A reader is slow when its client has not taken a read within the hold time. It gives its buffers back then, and from there on reads
+// one segment at a time, which it opens at once: so it has buffers during I/O alone. It is fast again when its client takes as many
+// segments as a full read has in half the hold time.
 type reader struct {
 	found
 	s      *Store
@@ -86,19 +101,29 @@ type reader struct {
 	key    [32]byte // the object's
 	off, n int64
 	one    [1]span // spans, when there is just one
-	plan   plan
 
-	cur      chunk
-	view     View
-	i        int // next segment of cur
-	ahead    chunk
-	flying   bool         // ahead is being read
-	landed   chan fetched // takes its result
 	stream   *seal.Stream // of span streamOf
 	streamOf int
 	buf      *segment
 	plain    []byte // opened and not yet taken
 	err      error
+
+	// mu guards all below. The reader's goroutine holds it for whole calls, also across I/O, but not while its client takes a segment.
+	mu      sync.Mutex
+	plan    plan
+	cur     chunk
+	view    View // of cur; nil: none
+	i       int  // next segment of cur
+	ahead   chunk
+	flying  bool         // ahead is being read
+	landed  chan fetched // takes its result
+	got     time.Time    // when cur was read
+	timer   *time.Timer  // nil: never needed
+	armed   bool         // timer runs
+	shed    sync.WaitGroup
+	slow    bool
+	taken   int           // segments, of maxReadSegments that the pace of a slow client is judged by
+	waiting time.Duration // for the client, over these
 }
 
 // Object describes the object.
@@ -143,8 +168,12 @@ func (r *reader) WriteTo(w io.Writer) (total int64, err error) {
 
 // Close gives the buffers back.
 func (r *reader) Close() error {
+	r.mu.Lock()
 	if r.err == nil {
 		r.err = ErrClosed
+	}
+	if r.timer != nil {
+		r.timer.Stop() // if it runs already it finds nothing
 	}
 	if r.view != nil {
 		r.view.Release()
@@ -156,6 +185,8 @@ func (r *reader) Close() error {
 		}
 		r.flying = false
 	}
+	r.mu.Unlock()
+	r.shed.Wait()
 	if r.buf != nil {
 		freeSegment(r.buf)
 		r.buf, r.plain = nil, nil
@@ -167,10 +198,15 @@ func (r *reader) Close() error {
 
 // advance opens the next segment into plain: io.EOF at the end. Errors stick.
 func (r *reader) advance() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	if r.err != nil {
 		return r.err
 	}
-	if r.view == nil || r.i == r.cur.n {
+	if r.slow {
+		r.pace()
+	}
+	if r.view == nil {
 		if r.err = r.nextChunk(); r.err != nil {
 			return r.err
 		}
@@ -179,22 +215,25 @@ func (r *reader) advance() error {
 		r.plain = nil
 		return r.err
 	}
-	r.i++
-	return nil
-}
-
-// nextChunk waits for the read that is under way, or starts one, and has the one after it begin.
-func (r *reader) nextChunk() error {
-	if r.view != nil {
+	if r.i++; r.i == r.cur.n {
 		r.view.Release()
 		r.view = nil
 	}
+	return nil
+}
+
+// nextChunk waits for the read that is under way, or starts one, and has the one after it begin; mu is held.
+func (r *reader) nextChunk() error {
 	var f fetched
 	if r.flying {
 		f, r.flying = <-r.landed, false
 		r.cur = r.ahead
 	} else {
-		c, ok := r.plan.chunk()
+		most := maxReadSegments
+		if r.slow {
+			most = 1
+		}
+		c, ok := r.plan.chunk(most)
 		if !ok {
 			return io.EOF
 		}
@@ -204,15 +243,68 @@ func (r *reader) nextChunk() error {
 	if f.err != nil {
 		return fmt.Errorf("read object %q: %w", r.obj.Key, f.err)
 	}
-	r.view, r.i = f.view, 0
-	if c, ok := r.plan.chunk(); ok {
+	r.view, r.i, r.got = f.view, 0, time.Now()
+	if r.slow {
+		return nil
+	}
+	if c, ok := r.plan.chunk(maxReadSegments); ok {
 		if r.landed == nil {
 			r.landed = make(chan fetched, 1)
 		}
 		r.ahead, r.flying = c, true
-		go func() { r.landed <- r.fetch(c) }()
+		landed := r.landed
+		go func() { landed <- r.fetch(c) }()
+	}
+	if !r.armed && (r.flying || r.cur.n > 1) {
+		r.armed = true
+		if r.timer == nil {
+			r.timer = time.AfterFunc(r.s.opt.readHold, r.expire)
+		} else {
+			r.timer.Reset(r.s.opt.readHold)
+		}
 	}
 	return nil
+}
+
+// expire gives the buffers back if the client has had them for too long, those of the read ahead as soon as it lands, and has the timer
+// come again if not.
+func (r *reader) expire() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.armed = false
+	if r.view == nil && !r.flying {
+		return
+	}
+	if left := r.s.opt.readHold - time.Since(r.got); left > 0 {
+		r.armed = true
+		r.timer.Reset(left)
+		return
+	}
+	r.slow, r.taken, r.waiting = true, 0, 0
+	if r.flying {
+		r.plan.rewind(&r.ahead, 0)
+		landed := r.landed
+		r.flying, r.landed = false, nil
+		r.shed.Go(func() {
+			if f := <-landed; f.err == nil {
+				f.view.Release()
+			}
+		})
+	}
+	if r.view != nil {
+		r.plan.rewind(&r.cur, r.i)
+		r.view.Release()
+		r.view = nil
+	}
+}
+
+// pace decides whether a slow reader is fast again; mu is held.
+func (r *reader) pace() {
+	r.waiting += time.Since(r.got)
+	if r.taken++; r.taken == maxReadSegments {
+		r.slow = r.waiting > r.s.opt.readHold/2
+		r.taken, r.waiting = 0, 0
+	}
 }
 
 // fetch does one read. It touches nothing of r that changes.

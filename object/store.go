@@ -39,9 +39,9 @@ type Options struct {
 	// CheckpointEvery and CheckpointBytes bound what a start has to replay, in time and in bytes of records. 0 means the default.
 	CheckpointEvery time.Duration
 	CheckpointBytes int64
-	// Copies bounds the copies of large bodies that run at once. Each keeps up to 4 MiB of the engine's read buffers while it waits for
-	// write buffers, which others may keep while they wait to read: so all together must leave some of disk.Options.ArenaBytes/2.
-	// 0 means the default.
+	// Copies bounds the copies of large bodies that run at once. Each keeps up to 4 MiB of the engine's read buffers, for a
+	// second, while it waits for write buffers, which others may keep while they wait to read: so all together should leave some of
+	// disk.Options.ArenaBytes/2. 0 means the default.
 	Copies int
 	// CompactEvery is how often bands are looked for that are worth compacting; CompactRate is how many bytes a second are moved as long
 	// as nobody waits for space. 0 means the default.
@@ -50,6 +50,7 @@ type Options struct {
 	Logger       *slog.Logger // nil: discard
 
 	stripeHold time.Duration // tests: another than stripeHold
+	readHold   time.Duration // tests: another than readHold
 	inlineBody int           // tests: largest record without a manifest; 0: maxInlineBody
 }
 
@@ -120,6 +121,9 @@ func New(opt Options) (*Store, error) {
 	}
 	if opt.stripeHold <= 0 {
 		opt.stripeHold = stripeHold
+	}
+	if opt.readHold <= 0 {
+		opt.readHold = readHold
 	}
 	if opt.CompactEvery <= 0 {
 		opt.CompactEvery = DefaultCompactEvery
