@@ -6,6 +6,7 @@ import (
 	"hash"
 	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"coffer/disk"
@@ -274,7 +275,7 @@ func (w *sealer) bulk(ctx context.Context, out *sealedBody) (err error) {
 		defer close(queue)
 	}
 	sw := stripes{ctx: ctx, log: log, hold: w.s.opt.stripeHold, reserved: w.spec.reserved,
-		written: &w.s.written, done: stripeSet{log: log}}
+		written: &w.s.written, waiting: &w.s.waiting, done: stripeSet{log: log}}
 	defer sw.abort()
 	for i := int64(0); ; i++ {
 		if err := w.src.fill(2); err != nil {
@@ -329,8 +330,11 @@ func (s *stripeSet) unpin() {
 const maxFlying = 2
 
 // stripeHold is how long a stripe may be filled. Its memory is one of a few dozen pieces that all uploads share: a client that sends
-// slowly, or not at all, must not keep it from the others.
+// slowly, or not at all, must not keep it from the others. While others wait for such a piece it is a tenth of that.
 const stripeHold = 10 * time.Second
+
+// stripeWait is how long a client's stream waits for memory.
+const stripeWait = 30 * time.Second
 
 // stripes writes the slots of one stream to bulk stripes: one is filled while at most maxFlying are on their way to the disks. A stripe
 // that is not full after the hold time is committed as it is, also while its stream waits for the client.
@@ -340,6 +344,7 @@ type stripes struct {
 	hold     time.Duration
 	reserved bool // may take space that is kept for compaction
 	written  *tally
+	waiting  *atomic.Int32 // how many streams wait for memory
 
 	// mu guards all below. The stream's goroutine holds it for whole calls, and the timer of a stripe while it launches it: neither has
 	// anything else to do meanwhile. It is not held while the stream waits for its client.
@@ -347,6 +352,7 @@ type stripes struct {
 	w       StripeWriter // being filled; nil: none
 	filling bool         // a slot of w is in the stream's hands
 	late    bool         // w was held for too long
+	begun   time.Time    // when w was taken
 	slots   int          // in w
 	used    int          // of them
 	most    int          // slots that the next stripe may have; 0: all
@@ -394,28 +400,39 @@ func (s *stripes) begin(left int64) error {
 		full := (left + n - 1) / n
 		n = (left + full - 1) / full
 	}
-	newStripe := s.log.NewStripe
-	if s.reserved {
-		newStripe = s.log.NewReservedStripe
+	ctx, newStripe := s.ctx, s.log.NewReservedStripe
+	if !s.reserved {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, stripeWait, ErrOverloaded)
+		defer cancel()
+		newStripe = s.log.NewStripe
 	}
-	w, err := newStripe(s.ctx, int(n))
+	s.waiting.Add(1)
+	w, err := newStripe(ctx, int(n))
+	s.waiting.Add(-1)
 	if err != nil {
 		return err
 	}
-	s.w, s.slots, s.used, s.late = w, int(n), 0, false
+	s.w, s.begun, s.slots, s.used, s.late = w, time.Now(), int(n), 0, false
 	s.timers.Add(1)
-	s.timer = time.AfterFunc(s.hold, func() {
+	s.timer = time.AfterFunc(s.hold/10, func() {
 		defer s.timers.Done()
 		s.expire(w)
 	})
 	return nil
 }
 
-// expire launches a stripe that was held for too long, or leaves that to filled while the stream works on it.
+// expire launches a stripe that was held for too long, or leaves that to filled while the stream works on it. It looks ten times in the
+// hold time whether others wait.
 func (s *stripes) expire(w StripeWriter) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.w != w {
+		return
+	}
+	if left := s.hold - time.Since(s.begun); left > 0 && s.waiting.Load() == 0 {
+		s.timers.Add(1)
+		s.timer.Reset(min(left, s.hold/10))
 		return
 	}
 	if s.late = true; !s.filling {

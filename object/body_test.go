@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -42,7 +43,7 @@ func TestStripeHold(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				s := stripes{written: new(tally), ctx: t.Context(), log: newMemLog(nil, 6), hold: stripeHold}
+				s := stripes{written: new(tally), waiting: new(atomic.Int32), ctx: t.Context(), log: newMemLog(nil, 6), hold: stripeHold}
 				defer s.abort()
 				for i, gap := range c.gaps {
 					time.Sleep(time.Duration(gap) * time.Second)
@@ -74,7 +75,7 @@ func TestStripeHold(t *testing.T) {
 // TestStripeHoldFilling: the time runs out while a slot is being filled.
 func TestStripeHoldFilling(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := stripes{written: new(tally), ctx: t.Context(), log: newMemLog(nil, 6), hold: stripeHold}
+		s := stripes{written: new(tally), waiting: new(atomic.Int32), ctx: t.Context(), log: newMemLog(nil, 6), hold: stripeHold}
 		defer s.abort()
 		for range 2 {
 			if _, err := s.slot(-1); err != nil {
@@ -97,7 +98,7 @@ func TestStripeHoldFails(t *testing.T) {
 	for _, next := range []string{"slot", "finish", "abort"} {
 		synctest.Test(t, func(t *testing.T) {
 			log := newMemLog(nil, 6)
-			s := stripes{written: new(tally), ctx: t.Context(), log: log, hold: stripeHold}
+			s := stripes{written: new(tally), waiting: new(atomic.Int32), ctx: t.Context(), log: log, hold: stripeHold}
 			defer s.abort()
 			if _, err := s.slot(-1); err != nil {
 				t.Fatal(err)
@@ -120,6 +121,63 @@ func TestStripeHoldFails(t *testing.T) {
 				t.Errorf("%s: %v", next, err)
 			}
 		})
+	}
+}
+
+// TestStripeHoldPressed: a stripe is committed early while others wait for its memory, and nobody waits for ever.
+func TestStripeHoldPressed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := newMemLog(nil, 6)
+		log.room = make(chan struct{}, 1)
+		waiting := new(atomic.Int32)
+		newStream := func() *stripes {
+			s := &stripes{written: new(tally), waiting: waiting, ctx: t.Context(), log: log, hold: stripeHold}
+			t.Cleanup(s.abort)
+			return s
+		}
+		slow, next := newStream(), newStream()
+		if _, err := slow.slot(-1); err != nil {
+			t.Fatal(err)
+		}
+		if err := slow.filled(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(stripeHold / 2)
+		start := time.Now()
+		if _, err := next.slot(-1); err != nil {
+			t.Fatal(err)
+		}
+		if d := time.Since(start); d > stripeHold/10 {
+			t.Errorf("waited %v for the stripe of a client that sends nothing", d)
+		}
+		start = time.Now()
+		if _, err := slow.slot(-1); !errors.Is(err, ErrOverloaded) { // next is being filled and keeps its memory
+			t.Errorf("slot: %v", err)
+		}
+		if d := time.Since(start); d != stripeWait {
+			t.Errorf("waited %v", d)
+		}
+		if done, err := slow.finish(); err != nil || len(done.stripes) != 1 {
+			t.Errorf("stripes %+v, %v", done, err)
+		}
+	})
+}
+
+// TestOverloaded: nothing is left of a body that found no memory.
+func TestOverloaded(t *testing.T) {
+	f := newFixture(t, testOptions(t))
+	synctest.Test(t, func(t *testing.T) {
+		f.log.room = make(chan struct{}) // none
+		body := pattern(1<<20, 1)
+		if _, err := f.Put(t.Context(), "b", "k", bytes.NewReader(body), PutOptions{Size: int64(len(body))}); !errors.Is(err, ErrOverloaded) {
+			t.Errorf("put: %v", err)
+		}
+	})
+	if _, err := f.read("k", GetOptions{}); !errors.Is(err, ErrNoSuchKey) {
+		t.Errorf("get: %v", err)
+	}
+	if n := f.log.pins(); n != 0 {
+		t.Errorf("%d pins", n)
 	}
 }
 

@@ -31,6 +31,7 @@ type memLog struct {
 	beforeMove func(body []byte) // called before a record is appended that is moved
 
 	pressure chan struct{}
+	room     chan struct{} // nil: memory for any number of stripes; else holds one for each being written
 
 	mu      sync.Mutex // guards all below
 	missing []uint64
@@ -182,6 +183,13 @@ func (l *memLog) NewStripe(ctx context.Context, n int) (StripeWriter, error) {
 	if e := l.failStripe.Load(); e != nil {
 		return nil, *e
 	}
+	if l.room != nil {
+		select {
+		case l.room <- struct{}{}:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
 	return &memWriter{l: l, mem: bytes.Repeat([]byte{0xaa}, n*seal.SegmentSize)}, ctx.Err()
 }
 
@@ -204,9 +212,14 @@ func (w *memWriter) Sealed(n int) error {
 	return nil
 }
 
-func (w *memWriter) Discard() {}
+func (w *memWriter) Discard() {
+	if w.l.room != nil {
+		<-w.l.room
+	}
+}
 
 func (w *memWriter) Commit(ctx context.Context) (disk.Stripe, error) {
+	defer w.Discard()
 	if e := w.l.failCommit.Load(); e != nil {
 		return disk.Stripe{}, *e
 	}

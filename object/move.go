@@ -375,7 +375,9 @@ func (m *mover) copyStream(ctx context.Context, st *stream, fresh *stripeSet) er
 // copyStripe copies sealed segments as they are: no key is needed. Memory to write is taken first, as ReadVerified demands.
 func (m *mover) copyStripe(ctx context.Context, old disk.Stripe) (disk.Stripe, error) {
 	n := int(old.Segments)
+	m.s.waiting.Add(1)
 	w, err := m.log.NewReservedStripe(ctx, n)
+	m.s.waiting.Add(-1)
 	if err != nil {
 		return disk.Stripe{}, err
 	}

@@ -83,6 +83,7 @@ type Store struct {
 	turn           chan struct{}   // capacity 1: held while bands are chosen, emptied and freed
 	damaged        map[uint64]bool // bands that cannot be emptied; guarded by turn
 	written        tally
+	waiting        atomic.Int32 // streams that wait for the memory of a stripe
 	control        compactControl
 	hurry          atomic.Bool  // writers wait for space: compaction keeps to no rate
 	lastCompaction atomic.Int64 // Unix ms

@@ -48,6 +48,8 @@ var (
 	// ErrIndex: the index failed, and with it the Store. Nothing is lost: the log has all.
 	ErrIndex     = errors.New("index failed")
 	ErrShortBody = errors.New("body shorter than its declared size")
+	// ErrOverloaded: too many bodies are being stored at once, and this one found no memory in time.
+	ErrOverloaded = errors.New("no memory for a stripe")
 
 	// ErrBadDigest: complete claims another checksum for the object than its parts add up to. ErrSizeMismatch: another size.
 	ErrBadDigest    = errors.New("checksum of the object differs")
