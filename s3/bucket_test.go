@@ -344,6 +344,7 @@ func TestStoreErrors(t *testing.T) {
 		want string
 	}{
 		{object.ErrFull, "507 InsufficientStorage"}, {object.ErrReadOnly, "503 ServiceUnavailable"}, {object.ErrClosed, "503 ServiceUnavailable"},
+		{object.ErrOverloaded, "503 SlowDown"},
 		{object.ErrCorrupt, "500 InternalError"}, {object.ErrConflict, "409 ConditionalRequestConflict"}, {fmt.Errorf("secret internals"), "500 InternalError"},
 	} {
 		e.store.fail = fmt.Errorf("put: %w", tc.err)

@@ -151,6 +151,7 @@ var (
 	errPreconditionFailed     = &apiError{code: "PreconditionFailed", status: 412, message: "At least one of the pre-conditions you specified did not hold"}
 	errRequestTimeout         = &apiError{code: "RequestTimeout", status: 400, message: "Your socket connection to the server was not read from or written to within the timeout period. Idle connections will be closed."}
 	errServiceUnavailable     = &apiError{code: "ServiceUnavailable", status: 503, message: "Reduce your request rate."}
+	errSlowDown               = &apiError{code: "SlowDown", status: 503, message: "Please reduce your request rate."}
 	errStorageFull            = &apiError{code: "InsufficientStorage", status: 507, message: "The storage array is full. Delete objects or add disks."}
 	errUserKeyMustBeSpecified = &apiError{code: "UserKeyMustBeSpecified", status: 400, message: "The key must be specified."}
 )
@@ -232,6 +233,7 @@ var storeErrors = []struct {
 	{object.ErrFull, errStorageFull},
 	{object.ErrReadOnly, errServiceUnavailable},
 	{object.ErrClosed, errServiceUnavailable},
+	{object.ErrOverloaded, errSlowDown},
 	{object.ErrIndex, errServiceUnavailable},
 	{object.ErrShortBody, errIncompleteBody},
 	{object.ErrBadDigest, errBadDigest.say("The checksum you specified did not match the calculated checksum.")},
