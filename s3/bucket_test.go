@@ -293,9 +293,11 @@ func TestDeleteObjects(t *testing.T) {
 
 	e.refused("POST", "/bkt?delete", nil, body, "400 InvalidRequest")
 	e.refused("POST", "/bkt?delete", hdr(md5Header("other")...), body, "400 BadDigest")
-	for _, doc := range []string{"<Delete></Delete>", "<Delete>" + strings.Repeat("<Object><Key>k</Key></Object>", maxDeleteKeys+1) + "</Delete>", "x", ""} {
+	for _, doc := range []string{"<Delete></Delete>", "<Delete>" + strings.Repeat("<Object><Key>k</Key></Object>", maxDeleteKeys+1) + "</Delete>", "x", "",
+		"<Delete><Object><Key>b</Key><Key>d</Key></Object></Delete>"} {
 		e.refused("POST", "/bkt?delete", hdr(md5Header(doc)...), doc, "400 MalformedXML")
 	}
+	e.ok("GET", "/bkt/d", nil, "")
 	e.refused("POST", "/none?delete", hdr(md5Header(quiet)...), quiet, "404 NoSuchBucket")
 	e.send(e.unsigned("POST", "/bkt?delete", hdr(md5Header(quiet)...), strings.NewReader(quiet))).mustBe("403 AccessDenied")
 }

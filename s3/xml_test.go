@@ -62,6 +62,10 @@ func TestDecodeXML(t *testing.T) {
 		"not utf-8":          {"<Delete><Object><Key>\xff</Key></Object></Delete>", false},
 		"other encoding":     {`<?xml version="1.0" encoding="ISO-8859-1"?><Delete></Delete>`, false},
 		"bad bool":           {`<Delete><Quiet>perhaps</Quiet></Delete>`, false},
+		"repeated key":       {`<Delete><Object><Key>a</Key><Key>b</Key></Object></Delete>`, false},
+		"repeated, prefixed": {`<Delete xmlns:x="urn:x"><Object><Key>a</Key><x:Key>b</x:Key></Object></Delete>`, false},
+		"repeated, apart":    {`<Delete><Quiet>true</Quiet><Object><Key>a</Key></Object><Quiet>false</Quiet></Delete>`, false},
+		"repeated object":    {`<Delete><Object><Key>a</Key></Object><Object><Key>a</Key></Object></Delete>`, true},
 		"unknown elements":   {`<Delete><Object><Key>a</Key><Future/></Object></Delete>`, true},
 		"cdata is character": {`<Delete><Object><Key><![CDATA[a<b]]></Key></Object></Delete>`, true},
 	} {
@@ -70,6 +74,27 @@ func TestDecodeXML(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		} else if err != nil && codeOf(t, err) != "MalformedXML" {
 			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// TestRepeatedElements: no document is accepted that names one thing twice.
+func TestRepeatedElements(t *testing.T) {
+	for _, tc := range []struct {
+		doc any
+		xml string
+		ok  bool
+	}{
+		{new(createBucketXML), `<CreateBucketConfiguration><LocationConstraint>a</LocationConstraint><LocationConstraint>b</LocationConstraint></CreateBucketConfiguration>`, false},
+		{new(completeUploadXML), `<CompleteMultipartUpload><Part><PartNumber>1</PartNumber></Part><Part><PartNumber>2</PartNumber></Part></CompleteMultipartUpload>`, true},
+		{new(completeUploadXML), `<CompleteMultipartUpload><Part><PartNumber>1</PartNumber><PartNumber>2</PartNumber></Part></CompleteMultipartUpload>`, false},
+		{new(completeUploadXML), `<CompleteMultipartUpload><Part><PartNumber>1</PartNumber><ETag>a</ETag><ETag>b</ETag></Part></CompleteMultipartUpload>`, false},
+		{new(encryptionXML), `<ServerSideEncryptionConfiguration><Rule><ApplyServerSideEncryptionByDefault><SSEAlgorithm>aws:kms</SSEAlgorithm><SSEAlgorithm>AES256</SSEAlgorithm></ApplyServerSideEncryptionByDefault></Rule></ServerSideEncryptionConfiguration>`, false},
+		{new(encryptionXML), `<ServerSideEncryptionConfiguration><Rule><ApplyServerSideEncryptionByDefault/><ApplyServerSideEncryptionByDefault/></Rule></ServerSideEncryptionConfiguration>`, false},
+		{new(encryptionXML), `<ServerSideEncryptionConfiguration><Rule><BlockedEncryptionTypes><EncryptionType>SSE-C</EncryptionType><EncryptionType>NONE</EncryptionType></BlockedEncryptionTypes></Rule></ServerSideEncryptionConfiguration>`, true},
+	} {
+		if err := decodeXML([]byte(tc.xml), tc.doc); (err == nil) != tc.ok {
+			t.Errorf("%s: %v", tc.xml, err)
 		}
 	}
 }

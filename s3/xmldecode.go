@@ -20,11 +20,14 @@ const (
 
 const s3Namespace = "http://s3.amazonaws.com/doc/2006-03-01/"
 
+// mayRepeat names the elements that an element may hold more than one of. encoding/xml takes the last one of any other.
+var mayRepeat = map[string]bool{"Object": true, "Part": true, "Rule": true, "EncryptionType": true, "Tag": true}
+
 var errXML = errors.New("xml refused")
 
 // decodeXML reads one message from body into v. It refuses document types, processing instructions other than the declaration,
-// entities beyond the five of XML, other namespaces than S3's, elements too deep or too many, and anything behind the root
-// element. The body's size is bounded by the caller.
+// entities beyond the five of XML, other namespaces than S3's, elements too deep, too many or repeated where one is meant, and
+// anything behind the root element. The body's size is bounded by the caller.
 func decodeXML(body []byte, v any) error {
 	if err := checkXML(body); err != nil {
 		return errMalformedXML.because(err)
@@ -38,6 +41,7 @@ func decodeXML(body []byte, v any) error {
 func checkXML(body []byte) error {
 	d := xml.NewDecoder(bytes.NewReader(body))
 	depth, elements, roots := 0, 0, 0
+	var seen [maxXMLDepth + 1]map[string]bool // by depth, in the element that is open there
 	for {
 		tok, err := d.RawToken()
 		if err == io.EOF {
@@ -55,6 +59,16 @@ func checkXML(body []byte) error {
 			elements++
 			if depth > maxXMLDepth || elements > maxXMLElements {
 				return fmt.Errorf("%w: %d elements, depth %d", errXML, elements, depth)
+			}
+			seen[depth] = nil
+			if name := t.Name.Local; !mayRepeat[name] { // whatever its prefix: encoding/xml does not look at it
+				if seen[depth-1][name] {
+					return fmt.Errorf("%w: %.80q is repeated", errXML, name)
+				}
+				if seen[depth-1] == nil {
+					seen[depth-1] = make(map[string]bool)
+				}
+				seen[depth-1][name] = true
 			}
 			for _, a := range t.Attr {
 				if a.Name.Local == "xmlns" && a.Name.Space == "" && a.Value != "" && strings.TrimSuffix(a.Value, "/")+"/" != s3Namespace {
