@@ -152,7 +152,7 @@ func (r *recovery) holds(ctx context.Context, p Position) (bool, error) {
 		return false, err
 	}
 	defer w.release()
-	return w.head.stripe == p.Stripe && (w.head.nonce == p.Nonce), nil
+	return w.head.stripe == p.Stripe && w.head.nonce == p.Nonce, nil
 }
 
 // walk goes over the packed stream behind from.
