@@ -65,7 +65,7 @@ func TestSlowReader(t *testing.T) {
 		take()
 		views(2)
 		time.Sleep(readHold * 9 / 10)
-		take() // does not make it a quick one
+		take() // what counts is the whole read
 		views(2)
 		time.Sleep(readHold)
 		synctest.Wait()
