@@ -127,11 +127,11 @@ func (a *Array) noteLate(ops []blockdev.Op) {
 	}
 }
 
-// landed returns a channel that is closed when the kernel has let go of all of ops.
-func landed(ops []*blockdev.Op) <-chan struct{} {
+// landed returns a channel that is closed when the kernel has let go of n of ops.
+func landed(ops []*blockdev.Op, n int) <-chan struct{} {
 	c := make(chan struct{})
 	var left atomic.Int32
-	left.Store(int32(len(ops)))
+	left.Store(int32(n))
 	for _, op := range ops {
 		op.Landed(func() {
 			if left.Add(-1) == 0 {
@@ -152,16 +152,17 @@ func waiting(ops []blockdev.Op) (late []*blockdev.Op) {
 	return late
 }
 
-// runOut gives late reads of a batch their results after all, when nobody else has the bytes. What the disk does not answer at its
-// deadline stays late.
-func (a *Array) runOut(ctx context.Context, ops []blockdev.Op) error {
-	ctx, cancel := context.WithTimeout(ctx, a.readTimeout)
-	defer cancel()
-	if late := waiting(ops); len(late) > 0 {
-		if err := a.await(ctx, landed(late)); err != nil && !errors.Is(err, context.DeadlineExceeded) {
+// runOut gives late reads of a batch their results after all, until they are enough, when nobody else has the bytes. What the disk does not
+// answer at its deadline stays late.
+func (a *Array) runOut(ctx context.Context, ops []blockdev.Op, enough func() bool) error {
+	for one := true; one; {
+		if enough() {
+			return nil
+		}
+		var err error
+		if one, err = a.waitLate(ctx, ops); err != nil {
 			return err
 		}
-		waiting(ops) // takes the results
 	}
 	var again []blockdev.Op
 	var at []int
@@ -181,6 +182,30 @@ func (a *Array) runOut(ctx context.Context, ops []blockdev.Op) error {
 	return err
 }
 
+// waitLate waits until one of the late reads of a batch has ended, and gives it its result. It reports false when none has by the deadline, or
+// none goes on.
+func (a *Array) waitLate(ctx context.Context, ops []blockdev.Op) (bool, error) {
+	stuck := 0
+	for i := range ops {
+		if ops[i].Stuck && isLate(&ops[i]) {
+			stuck++
+		}
+	}
+	late := waiting(ops)
+	if len(late) < stuck || stuck == 0 {
+		return stuck > 0, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, a.readTimeout)
+	defer cancel()
+	if err := a.await(ctx, landed(late, 1)); errors.Is(err, context.DeadlineExceeded) {
+		return false, nil
+	} else if err != nil {
+		return false, err
+	}
+	waiting(ops) // takes the result
+	return true, nil
+}
+
 // hedger runs batches of reads of which need are enough.
 type hedger struct {
 	a    *Array
@@ -198,18 +223,18 @@ func (h hedger) run(ops []blockdev.Op) error {
 	if err := h.a.run(ops); err != nil {
 		return err
 	}
-	good, late := 0, 0
-	for i := range ops {
-		if ops[i].Err == nil {
-			good++
-		} else if isLate(&ops[i]) {
-			late++
+	good := func() (n int) {
+		for i := range ops {
+			if ops[i].Err == nil {
+				n++
+			}
 		}
+		return n
 	}
 	switch {
-	case late == 0:
-	case good < h.need:
-		return h.a.runOut(h.ctx, ops)
+	case !slices.ContainsFunc(ops, func(o blockdev.Op) bool { return isLate(&o) }):
+	case good() < h.need:
+		return h.a.runOut(h.ctx, ops, func() bool { return good() >= h.need })
 	default:
 		h.a.hedges.issued.Add(1)
 		h.a.hedges.won.Add(1)
@@ -245,7 +270,7 @@ func (a *Array) race(ctx context.Context, b *band, late []*blockdev.Op, fetch fu
 	select {
 	case x := <-answers:
 		return x.rebuilt, x.err
-	case <-landed(late):
+	case <-landed(late, len(late)):
 		if decided.CompareAndSwap(false, true) {
 			return rebuilt{}, nil
 		}
@@ -288,8 +313,13 @@ func (v *View) answer(ctx context.Context, lacks func() (some, late bool), fetch
 			r.done()
 			return nil
 		case slices.ContainsFunc(v.ops, func(o blockdev.Op) bool { return isLate(&o) }):
-			// The others cannot answer: the late and the avoided ones have to.
-			if e := a.runOut(ctx, v.ops); e != nil {
+			// The others cannot answer: perhaps they can with a late one; else all late and avoided ones have to.
+			if one, e := a.waitLate(ctx, v.ops); e != nil {
+				return e
+			} else if one {
+				continue
+			}
+			if e := a.runOut(ctx, v.ops, func() bool { return false }); e != nil {
 				return e
 			}
 			if slices.ContainsFunc(v.ops, func(o blockdev.Op) bool { return isLate(&o) }) {

@@ -295,7 +295,7 @@ func (a *Array) rebuildRange(ctx context.Context, b *band, off uint32, data, at,
 		count()
 	}
 	if have < data && err == nil {
-		err = a.runOut(ctx, ops[:begun])
+		err = a.runOut(ctx, ops[:begun], func() bool { count(); return have >= data })
 		count()
 	}
 	if have < data && err == nil {
@@ -447,14 +447,19 @@ func (a *Array) anyHeader(ctx context.Context, b *band, off uint32) (header, err
 			return h, nil
 		}
 	}
+	var h header
+	found := func() (ok bool) {
+		for i := 0; i < len(ops) && !ok; i++ {
+			h, ok = valid(i)
+		}
+		return ok
+	}
 	if slices.ContainsFunc(ops, func(o blockdev.Op) bool { return isLate(&o) }) {
-		if err := a.runOut(ctx, ops); err != nil {
+		if err := a.runOut(ctx, ops, found); err != nil {
 			return header{}, err
 		}
-		for i := range ops {
-			if h, ok := valid(i); ok {
-				return h, nil
-			}
+		if found() {
+			return h, nil
 		}
 	}
 	return header{}, fmt.Errorf("stripe %x/%d: no valid header: %w", b.num, off, ErrCorrupt)
