@@ -1,11 +1,13 @@
 package main
 
 import (
+	"crypto/subtle"
 	"fmt"
 	"net"
 	"net/http"
 	"net/http/pprof"
 	"net/netip"
+	"net/url"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -51,10 +53,13 @@ type adminOptions struct {
 	registry *prometheus.Registry
 	app      func() *appliance // nil until the array is open
 	loopback bool              // only this machine reaches the listener
+
+	token     string // permits what is no plain read
+	tokenFile string // where operators find it
 }
 
 // newAdminHandler serves /livez, /readyz, /metrics, /array/status and, to this machine only, /array/check, /array/scrub,
-// /array/compact, /array/replace, /array/add, /array/remove and /debug/pprof.
+// /array/compact, /array/replace, /array/add, /array/remove and /debug/pprof. All but GET and HEAD wants the token.
 func newAdminHandler(opt adminOptions) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {
@@ -74,7 +79,7 @@ func newAdminHandler(opt adminOptions) http.Handler {
 		MaxRequestsInFlight: adminMaxConns, EnableOpenMetrics: true,
 	}))
 	if !opt.loopback {
-		return mux
+		return sameOrigin(bearer(opt.token, opt.tokenFile, mux))
 	}
 	mux.HandleFunc("GET /array/scrub", withApp(opt.app, handleScrub))
 	mux.HandleFunc("POST /array/scrub", withApp(opt.app, handleScrub))
@@ -108,7 +113,7 @@ func newAdminHandler(opt adminOptions) http.Handler {
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
 	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
-	return localHost(mux)
+	return localHost(sameOrigin(bearer(opt.token, opt.tokenFile, mux)))
 }
 
 // withApp answers 503 until the array is open.
@@ -138,6 +143,38 @@ func localHost(h http.Handler) http.Handler {
 		}
 		if _, err := netip.ParseAddr(host); err != nil && host != "localhost" {
 			http.Error(w, "this listener answers only to localhost", http.StatusForbidden)
+			return
+		}
+		h.ServeHTTP(w, r)
+	})
+}
+
+// sameOrigin refuses what a browser sends for a page that does not come from this listener: such a page could not read the answer, but
+// the request would have had its effect (https://www.w3.org/TR/fetch-metadata/).
+func sameOrigin(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		site := r.Header.Get("Sec-Fetch-Site") // browsers set it, pages cannot
+		foreign := site != "" && site != "same-origin" && site != "none"
+		for _, origin := range r.Header.Values("Origin") {
+			u, err := url.Parse(origin)
+			foreign = foreign || err != nil || u.Host != r.Host
+		}
+		if foreign {
+			http.Error(w, "this listener answers no pages of others", http.StatusForbidden)
+			return
+		}
+		h.ServeHTTP(w, r)
+	})
+}
+
+// bearer wants the token, as RFC 6750 section 2.1 has it, for every request that may change something. Any user of the machine reaches
+// the listener; only who may read the data directory has the token.
+func bearer(token, file string, h http.Handler) http.Handler {
+	want := []byte("Bearer " + token)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		read := r.Method == http.MethodGet || r.Method == http.MethodHead
+		if !read && subtle.ConstantTimeCompare([]byte(r.Header.Get("Authorization")), want) != 1 {
+			http.Error(w, r.Method+` needs the header "Authorization: Bearer TOKEN" with the token of `+file, http.StatusForbidden)
 			return
 		}
 		h.ServeHTTP(w, r)

@@ -127,6 +127,12 @@ func TestUnopened(t *testing.T) {
 	if err := dataDir("x").publish("admin", srv.Listener.Addr().String()); err != nil {
 		t.Fatal(err)
 	}
+	if code, _, stderr := coffer(t, "array", "check", "--data", "x"); code != exitFailure || !strings.Contains(stderr, "admin.token") {
+		t.Errorf("no token: exit %d: %s", code, stderr)
+	}
+	if err := writeFile(dataDir("x").token(), []byte("token\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for _, tt := range []struct {
 		status int
 		out    string

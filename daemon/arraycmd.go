@@ -547,6 +547,9 @@ var errRefused = errors.New("ask daemon")
 
 // askDaemon fetches a JSON document from the admin listener of the daemon that holds the data directory.
 func askDaemon(ctx context.Context, dir dataDir, method, path string, doc any) error {
+	// The token is read first. A daemon that starts removes the old address, then writes its token, then its address: so a token never
+	// goes to an address that an earlier daemon had, where others may listen by now.
+	token, tokenErr := os.ReadFile(dir.token())
 	addr, err := os.ReadFile(filepath.Join(dir.run(), "admin.addr"))
 	if err != nil {
 		return fmt.Errorf("%w, and its admin listener is off: %w", errInUse, err)
@@ -554,6 +557,12 @@ func askDaemon(ctx context.Context, dir dataDir, method, path string, doc any) e
 	req, err := http.NewRequestWithContext(ctx, method, "http://"+dialAddr(strings.TrimSpace(string(addr)))+path, nil)
 	if err != nil {
 		return fmt.Errorf("ask daemon: %w", err)
+	}
+	if method != http.MethodGet {
+		if tokenErr != nil {
+			return fmt.Errorf("ask daemon: %w", tokenErr)
+		}
+		req.Header.Set("Authorization", "Bearer "+strings.TrimSpace(string(token)))
 	}
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {

@@ -66,8 +66,8 @@ func TestCompactCommand(t *testing.T) {
 			t.Errorf("no metric %s", want)
 		}
 	}
-	if resp, err := http.PostForm(in.admin+"/array/compact?do=dance", nil); err != nil || resp.StatusCode != http.StatusBadRequest {
-		t.Errorf("%v, %v", resp, err)
+	if code, body := in.post(t, "/array/compact?do=dance", in.token(t)); code != http.StatusBadRequest {
+		t.Errorf("%d: %s", code, body)
 	}
 	for range 20 {
 		in.want(t, http.StatusOK, http.MethodPut, in.http+"/bucket/key0", body)

@@ -40,8 +40,8 @@ type Config struct {
 	// for signed payloads, changed by anyone on the way.
 	AllowPlaintextOnNetwork bool `yaml:"allow_plaintext_on_network"`
 
-	// Admin is the HOST:PORT of the admin listener (/livez, /readyz, /metrics, /array/status, /debug/pprof), plain HTTP without
-	// authentication. Default: 127.0.0.1:9001. "none" turns it off, and with it what `coffer array status` and `coffer array check`
+	// Admin is the HOST:PORT of the admin listener (/livez, /readyz, /metrics, /array/status, /debug/pprof), plain HTTP, to be
+	// read without authentication. Default: 127.0.0.1:9001. "none" turns it off, and with it what `coffer array status` and `coffer array check`
 	// ask of a running daemon: they answer then only while it is stopped.
 	Admin string `yaml:"admin"`
 

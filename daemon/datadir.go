@@ -20,7 +20,7 @@ import (
 //	index.corrupt  the index proved corrupt: it is rebuilt at the next start
 //	keys/root.key  key of the file slot
 //	scrub.json     when the array was swept last, and what was found
-//	run/           addresses of the running daemon's listeners
+//	run/           addresses of the running daemon's listeners, and the token that changing calls of the admin listener need
 //	tls/           private CA and server certificate
 type dataDir string
 
@@ -32,6 +32,7 @@ func (d dataDir) rootKey() string   { return filepath.Join(string(d), "keys", "r
 func (d dataDir) scrub() string     { return filepath.Join(string(d), "scrub.json") }
 func (d dataDir) qualified() string { return filepath.Join(string(d), "qualified.json") }
 func (d dataDir) run() string       { return filepath.Join(string(d), "run") }
+func (d dataDir) token() string     { return filepath.Join(d.run(), "admin.token") }
 func (d dataDir) tls() string       { return filepath.Join(string(d), "tls") }
 
 // errInUse means that another process works with the data directory.
@@ -56,16 +57,20 @@ func (d dataDir) lock() (unlock func() error, err error) {
 	return f.Close, nil
 }
 
-// publish notes the address of a listener for other processes, and removes what an earlier process left if addr is "".
+// publish notes the address of a listener for other processes.
 func (d dataDir) publish(name, addr string) error {
-	path := filepath.Join(d.run(), name+".addr")
-	if addr == "" {
-		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("remove stale address: %w", err)
+	return writeFile(filepath.Join(d.run(), name+".addr"), []byte(addr+"\n"), 0o644)
+}
+
+// unpublish removes what this process or an earlier one published, and its token.
+func (d dataDir) unpublish() error {
+	var errs []error
+	for _, name := range []string{"admin.addr", "http.addr", "https.addr", "admin.token"} {
+		if err := os.Remove(filepath.Join(d.run(), name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, fmt.Errorf("remove what a daemon published: %w", err))
 		}
-		return nil
 	}
-	return writeFile(path, []byte(addr+"\n"), 0o644)
+	return errors.Join(errs...)
 }
 
 // writeFile puts p at path durably and at once: a reader, or a boot after a power cut, finds the old content or the new.

@@ -90,8 +90,8 @@ func TestScrubCommand(t *testing.T) {
 	if code, out, _ := scrub("--pause", "--rate", "1MiB"); code != exitOK || !strings.Contains(out, "scrub paused\nat most 1MiB per second") {
 		t.Errorf("pause: exit %d: %s", code, out)
 	}
-	if resp, err := http.PostForm(in.admin+"/array/scrub?do=dance", nil); err != nil || resp.StatusCode != http.StatusBadRequest {
-		t.Errorf("%v, %v", resp, err)
+	if code, body := in.post(t, "/array/scrub?do=dance", in.token(t)); code != http.StatusBadRequest {
+		t.Errorf("%d: %s", code, body)
 	}
 	if resp, err := http.Get(in.admin + "/array/scrub?do=resume"); err != nil || resp.StatusCode != http.StatusOK || last().State != "paused" {
 		t.Errorf("a GET changed something: %v, %v", resp, err)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"runtime"
 	"sync/atomic"
 	"syscall"
@@ -145,6 +147,10 @@ func (d *daemon) run(ctx context.Context) (err error) {
 	}
 	defer func() { err = errors.Join(err, unlock()) }()
 	d.log.Info("starting", "version", version, "data", d.cfg.Data, "pid", os.Getpid())
+	if err := d.dir.unpublish(); err != nil { // another process may listen there by now
+		return err
+	}
+	defer func() { err = errors.Join(err, d.dir.unpublish()) }()
 
 	admin, err := d.startAdmin()
 	if err != nil {
@@ -227,10 +233,18 @@ func (d *daemon) front(app *appliance, creds rootCredentials, m *s3Metrics) *s3.
 // startAdmin serves the admin listener from the first moment on, so that a long recovery can be watched.
 func (d *daemon) startAdmin() (*endpoint, error) {
 	if d.cfg.Admin == adminOff {
-		return &endpoint{name: "admin"}, d.dir.publish("admin", "")
+		return &endpoint{name: "admin"}, nil
+	}
+	tokenFile, err := filepath.Abs(d.dir.token())
+	if err != nil {
+		return nil, fmt.Errorf("name the admin token: %w", err)
+	}
+	token := rand.Text()
+	if err := writeFile(tokenFile, []byte(token+"\n"), 0o600); err != nil { // before the address: askDaemon says why
+		return nil, err
 	}
 	h := newAdminHandler(adminOptions{
-		health: &d.health, registry: d.registry, loopback: isLoopback(d.cfg.Admin), app: d.app.Load,
+		health: &d.health, registry: d.registry, loopback: isLoopback(d.cfg.Admin), app: d.app.Load, token: token, tokenFile: tokenFile,
 	})
 	srv := &http.Server{Handler: h, ReadHeaderTimeout: adminHeaderTimeout, IdleTimeout: adminIdleTimeout, MaxHeaderBytes: adminMaxHeader}
 	ep, err := d.listen("admin", d.cfg.Admin, listener.Options{MaxConns: adminMaxConns}, nil, srv)
@@ -264,8 +278,6 @@ func (d *daemon) listenS3(h http.Handler, tlsConfig *tls.Config) (eps []*endpoin
 			return eps, err
 		}
 		eps = append(eps, ep)
-	} else if err := d.dir.publish("http", ""); err != nil {
-		return eps, err
 	}
 	opt.Gather = true
 	ep, err := d.listen("https", d.cfg.Listen, opt, tlsConfig, server())

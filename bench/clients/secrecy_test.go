@@ -167,7 +167,10 @@ func TestScanner(t *testing.T) {
 func random(prefix string) string { return prefix + strings.ToLower(rand.Text()) }
 
 // plainFiles are the files of a data directory that are meant to be readable; all others must be sealed.
-var plainFiles = []string{"array.yaml", "coffer.lock", "scrub.json", "keys/root.key", "run/*.addr", "tls/ca.crt", "tls/ca.key", "tls/server.crt", "tls/server.key"}
+var plainFiles = []string{"array.yaml", "coffer.lock", "scrub.json", "keys/root.key", "run/*.addr", tokenFile, "tls/ca.crt", "tls/ca.key", "tls/server.crt", "tls/server.key"}
+
+// tokenFile permits changing calls of the admin listener, and lives as long as the daemon.
+const tokenFile = "run/admin.token"
 
 // keyFiles are those of them whose content must be in no other file.
 var keyFiles = []string{"keys/root.key", "tls/ca.key", "tls/server.key"}
@@ -196,9 +199,19 @@ func TestSecrecy(t *testing.T) {
 	}
 	putSecrets(t, n, c, bucket)
 
+	token := filepath.Join(s.dir, tokenFile)
+	if st, err := os.Stat(token); err != nil || st.Mode() != 0o600 {
+		t.Errorf("%s: mode %v, %v", tokenFile, st.Mode(), err)
+	}
+	n.add("admin token", bytes.TrimSpace(s.read(token)), 1)
+
 	check := func(when string) {
 		t.Helper()
 		found, size := n.scanTree(t, s.dir)
+		if when != "after an orderly stop" && !slices.Equal(found[tokenFile], []string{"admin token"}) {
+			t.Errorf("%s: %s holds %v", when, tokenFile, found[tokenFile])
+		}
+		delete(found, tokenFile)
 		for file, what := range found {
 			t.Errorf("%s: %s holds %v", when, file, what)
 		}
