@@ -8,8 +8,8 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -70,7 +70,8 @@ func notedID(cfg *Config, dir dataDir) string {
 	return note.ArrayID
 }
 
-// diskPaths returns the array's disks as configured, as noted at creation, or as found in the data directory.
+// diskPaths returns the array's disks as configured, as noted at creation, or as found in the data directory. It returns errNoArray only
+// where a first start may make an array: where nothing is left of one, or where a first start was cut short.
 func diskPaths(cfg *Config, dir dataDir) ([]string, error) {
 	if len(cfg.Disks) > 0 {
 		return cfg.Disks, nil
@@ -82,17 +83,45 @@ func diskPaths(cfg *Config, dir dataDir) ([]string, error) {
 	if !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("find disks: %w", err)
 	}
-	files, err := filepath.Glob(filepath.Join(dir.disks(), "disk*.img"))
+	files, err := dir.diskFiles()
 	if err != nil {
-		return nil, fmt.Errorf("find disks: %w", err)
+		return nil, err
 	}
+	cutShort, err := dir.firstStartBegun()
+	if err != nil {
+		return nil, err
+	}
+	var written []string // files that hold something, or do not tell
 	for _, f := range files {
-		// Files without superblocks and no note of an array: a first start was cut short, and begins again.
-		if holds, err := disk.Inspect(f); err != nil || holds != "" {
-			return files, nil
+		holds, err := disk.Inspect(f)
+		if holds != "" || err != nil && !(cutShort && tooSmall(f)) {
+			written = append(written, f)
 		}
 	}
+	switch {
+	case cutShort && len(written) > 0:
+		return nil, fmt.Errorf("a first start is under way or was cut short, and %s may belong to an array whose recovery key was never shown: "+
+			"if no daemon runs, remove %s and start again, or list the disks under `disks:` in the configuration to keep that array", written[0], dir.disks())
+	case cutShort:
+		return nil, errNoArray
+	case len(written) > 0:
+		return files, nil
+	}
+	left, err := dir.remains()
+	if err != nil {
+		return nil, err
+	}
+	if len(left) > 0 {
+		return nil, fmt.Errorf("%s is missing, but %s tells of an array, and no new one is made beside it: put the file back, or list the disks "+
+			"under `disks:` in the configuration (--config FILE); a new array wants another data directory", dir.arrayFile(), strings.Join(left, ", "))
+	}
 	return nil, errNoArray
+}
+
+// tooSmall reports whether a disk file has not its full size: the start that was making it was cut short.
+func tooSmall(path string) bool {
+	st, err := os.Stat(path)
+	return err == nil && st.Size() < minEmbeddedDisk
 }
 
 // readSecret reads a secret of one line. The caller wipes it.
@@ -267,6 +296,11 @@ func tryAppliance(ctx context.Context, cfg *Config, getenv func(string) string, 
 			return nil, errors.Join(err, set.Close())
 		}
 		opt.State = app.store
+	}
+	if !mode.readOnly {
+		if err := dir.endFirstStart(); err != nil { // before anything is stored
+			return nil, errors.Join(err, app.Close(), set.Close())
+		}
 	}
 	app.array, err = set.Open(ctx, opt)
 	if err != nil {

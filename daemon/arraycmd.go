@@ -184,12 +184,13 @@ func runCreate(ctx context.Context, e env, cfg *Config, plan *arrayPlan, opt *cr
 		}
 		res.AccessKey, res.SecretKey = c.AccessKey, c.SecretKey
 	}
-	return show(e.stdout, asJSON, res, func(w io.Writer) {
+	err = show(e.stdout, asJSON, res, func(w io.Writer) {
 		if res.SecretKey != "" {
 			printRootCredentials(w, rootCredentials{AccessKey: res.AccessKey, SecretKey: res.SecretKey})
 		}
 		fmt.Fprintf(w, "Array %s is ready: coffer serve --data %s\n", res.ArrayID, cfg.Data)
 	})
+	return errors.Join(err, dir.endFirstStart()) // one that was cut short before
 }
 
 // firstCredentials opens the new array once to make its root credentials, which proves it as well.

@@ -16,6 +16,7 @@ import (
 //	coffer.lock    held while a process works with the array
 //	array.yaml     where the array's disks were when it was created
 //	disks/         the embedded array's disk files
+//	first-start    the embedded array is being made: nothing was ever stored in it
 //	index/         sealed cache of the log, rebuilt from the disks when lost
 //	index.corrupt  the index proved corrupt: it is rebuilt at the next start
 //	keys/root.key  key of the file slot
@@ -26,6 +27,7 @@ type dataDir string
 
 func (d dataDir) lockFile() string  { return filepath.Join(string(d), "coffer.lock") }
 func (d dataDir) arrayFile() string { return filepath.Join(string(d), "array.yaml") }
+func (d dataDir) starting() string  { return filepath.Join(string(d), "first-start") }
 func (d dataDir) disks() string     { return filepath.Join(string(d), "disks") }
 func (d dataDir) index() string     { return filepath.Join(string(d), "index") }
 func (d dataDir) rootKey() string   { return filepath.Join(string(d), "keys", "root.key") }
@@ -103,6 +105,10 @@ func writeFile(path string, p []byte, mode fs.FileMode) (err error) {
 	if err := os.Rename(tmp.Name(), path); err != nil {
 		return err
 	}
+	return syncDir(dir)
+}
+
+func syncDir(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {
 		return err

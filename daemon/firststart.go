@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
+	"os"
 	"path/filepath"
 	"strings"
 )
@@ -25,6 +27,9 @@ func (d *daemon) firstStart(ctx context.Context) (n news, err error) {
 	if isJournal(d.env.getenv, d.env.stdout) {
 		return n, fmt.Errorf("%w: its recovery key and credentials are printed once and must not go to the journal", errNoArray)
 	}
+	if err := d.dir.beginFirstStart(); err != nil {
+		return n, err
+	}
 	plan, opt, err := embeddedArray(d.dir, d.cfg.EmbeddedDiskSize)
 	if err != nil {
 		return n, err
@@ -38,6 +43,75 @@ func (d *daemon) firstStart(ctx context.Context) (n news, err error) {
 	// The only moment at which the recovery key exists outside the array's slots: what fails later must not lose it.
 	printRecoveryKey(d.env.stdout, n.array.RecoveryKey)
 	return n, nil
+}
+
+// beginFirstStart marks the data directory before anything of an embedded array is made in it, and removes the blank disk files of a first
+// start that was cut short. diskPaths has found no array.
+func (d dataDir) beginFirstStart() error {
+	begun, err := d.firstStartBegun()
+	if err != nil {
+		return err
+	}
+	if !begun {
+		return writeFile(d.starting(), []byte("coffer serve is making the array in disks/; nothing is stored yet\n"), 0o600)
+	}
+	files, err := d.diskFiles()
+	if err != nil {
+		return err
+	}
+	for _, f := range files {
+		if err := os.Remove(f); err != nil {
+			return fmt.Errorf("begin first start again: %w", err)
+		}
+	}
+	return nil
+}
+
+// firstStartBegun reports whether a first start has begun and the array that it makes was never open.
+func (d dataDir) firstStartBegun() (bool, error) {
+	_, err := os.Stat(d.starting())
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return false, fmt.Errorf("look for a first start: %w", err)
+	}
+	return err == nil, nil
+}
+
+// endFirstStart removes the mark, durably: were it there when array.yaml is lost, a first start would begin again.
+func (d dataDir) endFirstStart() error {
+	err := os.Remove(d.starting())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
+		err = syncDir(string(d))
+	}
+	if err != nil {
+		return fmt.Errorf("end first start: %w", err)
+	}
+	return nil
+}
+
+// diskFiles are the disk files of the embedded array.
+func (d dataDir) diskFiles() ([]string, error) {
+	files, err := filepath.Glob(filepath.Join(d.disks(), "disk*.img"))
+	if err != nil {
+		return nil, fmt.Errorf("find disks: %w", err)
+	}
+	return files, nil
+}
+
+// remains names what an array has left in the data directory besides its note.
+func (d dataDir) remains() (left []string, err error) {
+	for _, path := range []string{filepath.Dir(d.rootKey()), d.index(), d.disks()} {
+		entries, err := os.ReadDir(path)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("look for an array: %w", err)
+		}
+		if len(entries) > 0 {
+			left = append(left, path)
+		}
+	}
+	return left, nil
 }
 
 // credentials are the given ones, or those of the array, made at the first start.
