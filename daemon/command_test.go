@@ -14,6 +14,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"coffer/disk"
 	"coffer/hw"
@@ -318,6 +319,24 @@ func TestHelpAndManual(t *testing.T) {
 		if !strings.Contains(strings.ReplaceAll(operations, "`", ""), "| "+m[1]+" | "+m[2]+" |") {
 			t.Errorf("docs/operations.md lacks exit code %s: %s", m[1], m[2])
 		}
+	}
+}
+
+// TestCommandsAreHardened: no command, and not only serve, leaves its memory to core dumps or debuggers.
+func TestCommandsAreHardened(t *testing.T) {
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 1, 0, 0, 0); err != nil { // as a process starts
+		t.Fatal(err)
+	}
+	if code, _, stderr := coffer(t, "array", "create", "--data", t.TempDir()); code != exitUsage {
+		t.Errorf("exit %d: %s", code, stderr)
+	}
+	dumpable, err := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0)
+	if err != nil || dumpable != 0 {
+		t.Errorf("dumpable: %d, %v", dumpable, err)
+	}
+	var core unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_CORE, &core); err != nil || core != (unix.Rlimit{}) {
+		t.Errorf("core dumps: %+v, %v", core, err)
 	}
 }
 

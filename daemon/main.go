@@ -57,8 +57,12 @@ func main() {
 	os.Exit(run(ctx, os.Args[1:], env{os.Stdin, os.Stdout, os.Stderr, os.Getenv}))
 }
 
-// run executes one command line and returns the exit code.
+// run executes one command line and returns the exit code. The process is hardened for all commands alike: most of them unlock keys.
 func run(ctx context.Context, args []string, e env) int {
+	if err := hardenProcess(); err != nil {
+		fmt.Fprintf(e.stderr, "coffer: %v\n", err)
+		return exitFailure
+	}
 	root := newRootCommand(e)
 	root.SetArgs(args)
 	cmd, err := root.ExecuteContextC(ctx)

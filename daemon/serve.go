@@ -76,9 +76,6 @@ func newServeCommand(e env) *cobra.Command {
 			if e.getenv("GOMAXPROCS") == "" {
 				runtime.GOMAXPROCS(disk.GoProcs(runtime.NumCPU()))
 			}
-			if err := hardenProcess(); err != nil {
-				return err
-			}
 			return newDaemon(e, cfg, load).run(cmd.Context())
 		},
 	}
