@@ -94,6 +94,12 @@ func newCreateCommand(e env) *cobra.Command {
 			if len(opt.disks) == 0 {
 				return usageError{errors.New("no disks: give each with --disk")}
 			}
+			switch given := cmd.Flags().Changed; {
+			case given("data-shards") && opt.geometry.Data < 1: // 0 stands for the default further on
+				return usageError{fmt.Errorf("--data-shards %d: want 1 to 32", opt.geometry.Data)}
+			case given("extent-size") && extent == 0:
+				return usageError{errors.New("--extent-size 0: want 1MiB to 1GiB")}
+			}
 			if err := completeShape(&opt, cmd.Flags().Changed("data-shards"), cmd.Flags().Changed("parity")); err != nil {
 				return err
 			}
