@@ -100,7 +100,10 @@ func discover(devs []blockdev.Device, absent []string, timeout time.Duration) (*
 		return nil, errors.Join(err, s.Close())
 	}
 	if s.newest() == nil {
-		err := fmt.Errorf("%w: none of %d devices has a superblock: %w", ErrMembership, len(devs)+len(absent), errors.Join(s.faults...))
+		err := fmt.Errorf("%w: none of %d devices has a superblock", ErrMembership, len(devs)+len(absent))
+		if faults := errors.Join(s.faults...); faults != nil {
+			err = fmt.Errorf("%w: %w", err, faults)
+		}
 		if len(absent) > 0 {
 			err = fmt.Errorf("%w; not opened: %q", err, absent)
 		}
