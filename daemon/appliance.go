@@ -118,6 +118,17 @@ func diskPaths(cfg *Config, dir dataDir) ([]string, error) {
 	return nil, errNoArray
 }
 
+// diskList names what diskPaths goes by.
+func diskList(cfg *Config, dir dataDir) string {
+	switch {
+	case len(cfg.Disks) > 0:
+		return "`disks:` in the configuration"
+	case dir.noted():
+		return dir.arrayFile()
+	}
+	return dir.disks()
+}
+
 // tooSmall reports whether a disk file has not its full size: the start that was making it was cut short.
 func tooSmall(path string) bool {
 	st, err := os.Stat(path)
@@ -244,7 +255,7 @@ func tryAppliance(ctx context.Context, cfg *Config, getenv func(string) string, 
 		return nil, fmt.Errorf("open array: %w", err)
 	}
 	if err := set.Only(notedID(cfg, dir)); err != nil {
-		return nil, errors.Join(fmt.Errorf("open array: %w", err), set.Close())
+		return nil, errors.Join(fmt.Errorf("open array: %w: move each such disk away, or take it off the list of disks, which is %s", err, diskList(cfg, dir)), set.Close())
 	}
 	app := &appliance{crypto: crypto, dir: dir, configured: len(cfg.Disks) > 0}
 	if note, err := readNote(dir); err == nil && !app.configured {
