@@ -163,13 +163,28 @@ var signatures = []signature{
 	{"an encrypted volume (LUKS)", 0, "LUKS\xba\xbe"},
 	{"an LVM volume", 512, "LABELONE"},
 	{"a partition table (GPT)", 512, "EFI PART"},
-	{"a RAID member (md)", 4096, "\xfc\x4e\x2b\xa9"},
+	{"a RAID member (md)", 0, mdMagic}, // 1.1
+	{"a RAID member (md)", 4096, mdMagic},
+	{"an F2FS filesystem", 1024, "\x10\x20\xf5\xf2"},
+	{"an exFAT filesystem", 3, "EXFAT   "},
+	{"a Ceph OSD", 0, "bluestore block device"},
 	{"a ZFS pool", 132 << 10, "\x0c\xb1\xba\x00"},
 	{"swap space", 4086, "SWAPSPACE2"},
 	{"an NTFS filesystem", 3, "NTFS    "},
 	{"a FAT filesystem", 82, "FAT32   "},
 	{"a partition table or boot sector (MBR)", 510, "\x55\xaa"},
 }
+
+const mdMagic = "\xfc\x4e\x2b\xa9"
+
+// endSignatures may begin any block of the last endArea bytes: md 0.90 lies at the last whole 64 KiB, 1.0 at 8 KiB before the end, and the
+// copy of a GPT is the last sector.
+var endSignatures = []signature{
+	{"a RAID member (md)", 0, mdMagic},
+	{"a partition table (GPT)", BlockSize - 512, "EFI PART"},
+}
+
+const endArea = 128 << 10
 
 // contents recognises an array's member and common filesystems.
 func contents(d blockdev.Device) (string, error) {
@@ -199,6 +214,17 @@ func contents(d blockdev.Device) (string, error) {
 	for _, s := range signatures {
 		if bytes.HasPrefix(b[s.off:], []byte(s.magic)) {
 			return s.name, nil
+		}
+	}
+	b = b[:endArea]
+	if err := d.ReadAt(b, d.Limits().Size&^(BlockSize-1)-endArea); err != nil {
+		return "", fmt.Errorf("inspect %s: %w", d.Path(), err)
+	}
+	for off := 0; off < endArea; off += BlockSize {
+		for _, s := range endSignatures {
+			if bytes.HasPrefix(b[off+s.off:], []byte(s.magic)) {
+				return s.name, nil
+			}
 		}
 	}
 	return "", nil

@@ -526,6 +526,42 @@ func TestEmptyBandUnseen(t *testing.T) {
 	}
 }
 
+// TestInspectFindsOthers: what others have written to a disk is known by its first and its last blocks.
+func TestInspectFindsOthers(t *testing.T) {
+	const size = 8<<20 + 24<<10 // no whole number of 64 KiB
+	for _, tt := range []struct {
+		off         int64
+		magic, want string
+	}{
+		{0x438, "\x53\xef", "an ext2/3/4 filesystem"},
+		{4096, mdMagic, "a RAID member (md)"},
+		{0, mdMagic, "a RAID member (md)"},
+		{size&^(64<<10-1) - 64<<10, mdMagic, "a RAID member (md)"},
+		{size - 8<<10, mdMagic, "a RAID member (md)"},
+		{512, "EFI PART", "a partition table (GPT)"},
+		{size - 512, "EFI PART", "a partition table (GPT)"},
+		{0, "bluestore block device", "a Ceph OSD"},
+		{1 << 20, mdMagic, ""},
+		{0, "nothing that is known", ""},
+	} {
+		p := filepath.Join(t.TempDir(), "disk")
+		if err := CreateFile(p, size); err != nil {
+			t.Fatal(err)
+		}
+		f, err := os.OpenFile(p, os.O_WRONLY, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = f.WriteAt([]byte(tt.magic), tt.off)
+		if err := errors.Join(err, f.Close()); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := Inspect(p); err != nil || got != tt.want {
+			t.Errorf("%q at %d: %q, %v, want %q", tt.magic, tt.off, got, err, tt.want)
+		}
+	}
+}
+
 // TestMarksThatCanBeLost: a band is not freed while so few of its disks take the mark that these can be lost together, and others come back. The
 // control frees it all the same.
 func TestMarksThatCanBeLost(t *testing.T) {
