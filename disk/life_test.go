@@ -230,6 +230,39 @@ func TestSpare(t *testing.T) {
 	f.survives(w, 2, 4)
 }
 
+// TestSpareOfLeaving: a disk that fails while it is being drained is made whole on a spare, which then leaves in its stead.
+func TestSpareOfLeaving(t *testing.T) {
+	s := newSimArray(t, 7, 4, 2, 30)
+	s.opt.retry, s.opt.RebuildRate = 20*time.Millisecond, 1
+	w := newWritten()
+	a := s.open()
+	w.fill(t, a, 1)
+	a.Close()
+	s.state = &testState{}
+	a = s.open()
+	defer a.Close()
+	fresh := blockdev.NewSimDisk(s.world, superArea+30<<20, blockdev.SimOptions{Name: "spare"})
+	if _, err := a.add(t.Context(), fresh, true); err != nil {
+		t.Fatal(err)
+	}
+	const slot = 3
+	if err := a.Remove(t.Context(), slot); err != nil {
+		t.Fatal(err)
+	}
+	d := a.slots()[slot]
+	if err := errors.Join(a.log.fail([]*disk{d}), a.promote(d)); err != nil {
+		t.Fatal(err)
+	}
+	if st := a.Status().Disks[slot]; st.Path != "spare" || st.Drain == nil {
+		t.Errorf("slot %d: %+v", slot, st)
+	}
+	a.SetRebuildRate(0)
+	until(t, a, "drained", func(s Status) bool { return !s.has(slot) && s.State == "healthy" })
+	if err := w.verify(a, s.state); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestSpareOfFenced: a disk that refuses writes is replaced without a restart, though it is still there.
 func TestSpareOfFenced(t *testing.T) {
 	f := newFileArray(t, 4, 2, 1, replaceSize)

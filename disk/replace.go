@@ -99,6 +99,7 @@ func (a *Array) exchange(slot int, d, spare *disk) error {
 		return err
 	}
 	a.startRebuilds()
+	a.startDrains()
 	return nil
 }
 
@@ -200,6 +201,7 @@ func (a *Array) swap(slot int, d, spare *disk) error {
 	if old.drain != nil {
 		old.drain.cancel()
 	}
+	d.draining = spare != nil && old.draining // who replaces a disk that is to leave wants one to be there
 	if old.rebuild != nil {
 		old.rebuild.cancel()
 	}
