@@ -133,6 +133,8 @@ func (s *sim) replace() {
 	}
 	d := blockdev.NewSimDisk(s.world, s.simDiskSize(), blockdev.SimOptions{})
 	s.disks = append(s.disks, d)
+	heir := len(s.disks) - 1
+	suspect := slices.IndexFunc(s.suspect, func(i int) bool { return s.slotOf(i) == slot })
 	s.replacing = true
 	s.spawn(func() {
 		defer func() { s.replacing = false }()
@@ -140,6 +142,9 @@ func (s *sim) replace() {
 		s.say("replace slot %d by %s: %v", slot, d.Path(), err)
 		if err == nil {
 			s.stats.replaced++
+			if suspect >= 0 && s.rng.IntN(2) == 0 {
+				s.suspect[suspect] = heir
+			}
 			s.rebuild()
 		}
 	})
