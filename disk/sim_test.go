@@ -690,6 +690,7 @@ func (s *sim) open() error {
 			return err
 		}
 		s.keys = openSimKeys(set.KeyArea())
+		counted := set.newest().counted()
 		s.a, err = set.Open(context.Background(), Options{
 			Keys: s.keys, State: s.state, Crypto: crypto(), Degraded: degraded,
 			group: s.group, manual: s.wait, begin: s.begin, rand: s.random, faults: s.bugs, arenas: &s.arenas, Discard: Discard(s.rng.IntN(3)),
@@ -699,6 +700,9 @@ func (s *sim) open() error {
 		}
 		if degraded || !errors.Is(err, ErrMembership) || s.world.Off() {
 			return err
+		}
+		if s.kinds == simKinds && s.bugs == (faults{}) && counted > 2*s.geo.Parity {
+			return fmt.Errorf("refused, though %d of %d disks must be good: %w", counted-s.geo.Parity, counted, err)
 		}
 		s.say("degraded: %v", err)
 		s.world.Restart()
