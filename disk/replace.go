@@ -112,7 +112,7 @@ func (a *Array) dismiss(olds []*disk) {
 	}
 }
 
-// dismissPath lets go of a disk that helps to rebuild the one that took its place, as it is to have that again.
+// dismissPath lets go of a disk that is to have its place again: one that was fenced, or helps to rebuild the one that has taken it.
 func (a *Array) dismissPath(path string) {
 	same := func(o *disk) bool {
 		x, err1 := os.Stat(o.path)
@@ -122,6 +122,9 @@ func (a *Array) dismissPath(path string) {
 	a.mu.Lock()
 	var olds []*disk
 	for _, d := range a.slots() {
+		if d.state == DiskFenced && d.dev != nil && same(d) {
+			olds = append(olds, d)
+		}
 		for _, o := range d.olds {
 			if same(o) {
 				olds = append(olds, o)

@@ -344,6 +344,33 @@ func TestReplaceByTheOldDisk(t *testing.T) {
 	}
 }
 
+// TestReplaceByItself: a disk that was fenced, or was not there at the start, is taken in again while the array is open.
+func TestReplaceByItself(t *testing.T) {
+	f := newFileArray(t, 6, 4, 2, replaceSize)
+	w := newWritten()
+	away := f.paths[4] + ".away"
+	if err := os.Rename(f.paths[4], away); err != nil {
+		t.Fatal(err)
+	}
+	a := f.open()
+	defer a.Close()
+	w.fill(t, a, 1)
+	if err := errors.Join(a.log.fail(a.slots()[2:3]), os.Rename(away, f.paths[4])); err != nil {
+		t.Fatal(err)
+	}
+	w.fill(t, a, 1000)
+	for _, slot := range []int{2, 4} {
+		if err := a.Replace(t.Context(), slot, f.paths[slot], true); err != nil {
+			t.Fatal(err)
+		}
+		until(t, a, "rebuilt", func(s Status) bool { return s.Disks[slot].State == DiskHealthy })
+	}
+	whole(t, a)
+	if err := w.verify(a, f.state); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestCrampedDisk: a disk whose file system is full keeps nobody from writing and deleting, and is named.
 func TestCrampedDisk(t *testing.T) {
 	s := newSimArray(t, 7, 4, 2, 40)
