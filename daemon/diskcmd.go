@@ -121,11 +121,14 @@ func newDisk(arg string, force bool) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	if force {
+		return path, nil // whoever opens it says what is wrong with it; one that was given up may still be in the daemon's hands
+	}
 	holds, err := disk.Inspect(path)
 	if err != nil {
 		return "", err
 	}
-	if holds != "" && !force {
+	if holds != "" {
 		return "", fmt.Errorf("%s holds %s: %w; --force overwrites it", path, holds, disk.ErrInUse)
 	}
 	return path, nil
