@@ -198,6 +198,18 @@ func (d *disk) setFree(e uint32) {
 // crampedFor is how long extents without room behind them are left alone.
 const crampedFor = 10 * time.Minute
 
+// tryCramped lets extents that were without room for a time be tried again.
+func (a *Array) tryCramped() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, d := range a.slots() {
+		if len(d.cramped) > 0 && a.now().Sub(d.since) > crampedFor {
+			d.uncramp()
+			a.noteSpace()
+		}
+	}
+}
+
 // uncramp lets cramped extents be tried again.
 func (d *disk) uncramp() {
 	for _, e := range d.cramped {
@@ -209,15 +221,23 @@ func (d *disk) uncramp() {
 // reserveBands is how many bands only essential records may open.
 const reserveBands = 4
 
-// bandsLeft is how many bands of the widest possible width the free extents still make; a.mu is held.
+// bandsLeft is how many bands of the widest possible width the free extents still make, or narrower ones without the disks whose file system is
+// full; a.mu is held.
 func (a *Array) bandsLeft() int {
-	var free []int
+	var free, roomy []int
 	for _, d := range a.slots() {
-		if d.open() {
-			free = append(free, d.free)
+		if !d.open() {
+			continue
+		}
+		free = append(free, d.free)
+		if len(d.cramped) == 0 {
+			roomy = append(roomy, d.free)
 		}
 	}
-	return a.bandsOf(free)
+	if len(roomy) == len(free) || len(roomy) <= a.geo.Parity {
+		return a.bandsOf(free)
+	}
+	return max(a.bandsOf(free), a.bandsOf(roomy))
 }
 
 // bandsOf is how many bands of the widest possible width the given numbers of free extents make: the largest n for which the disks have
@@ -262,6 +282,10 @@ func (a *Array) openBand(ctx context.Context, k kind, essential bool) (*band, er
 		switch err := a.prepareBand(ctx, b); {
 		case errors.As(err, &room):
 			a.cramp(room.extents...)
+			for _, m := range room.extents { // rather than to meet each by a band of which the other disks prepare their part
+				for a.reserveOn(m.slot) {
+				}
+			}
 			b.members = slices.DeleteFunc(b.members, func(m bandMember) bool { return slices.Contains(room.extents, m) })
 		case err == nil && !essential:
 			a.reserve(b)
@@ -279,12 +303,12 @@ func (a *Array) openBand(ctx context.Context, k kind, essential bool) (*band, er
 	}
 }
 
-// register makes a band one of the array's, unless one of its disks is another by now than in the table that it was made by.
+// register makes a band one of the array's, unless one of its disks has left by now, or is another than in the table that it was made by.
 func (a *Array) register(b *band, table []*disk) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, m := range b.members {
-		if a.slots()[m.slot] != table[m.slot] {
+		if d := a.slots()[m.slot]; d != table[m.slot] || !d.counts() {
 			return false
 		}
 	}
@@ -299,9 +323,6 @@ func (a *Array) allocateBand(k kind, essential bool) (*band, error) {
 	}
 	var live []*disk
 	for _, d := range a.slots() {
-		if len(d.cramped) > 0 && a.now().Sub(d.since) > crampedFor {
-			d.uncramp()
-		}
 		if d.open() && d.free > 0 {
 			live = append(live, d)
 		}
@@ -404,7 +425,9 @@ func (a *Array) reserveOn(slot int) bool {
 		if errors.Is(err, unix.ENOSPC) { // whatever else there is shows when it is used
 			a.mu.Lock()
 			free := a.slots()[slot] == d && !d.used[e]
-			d.markUsed(e)
+			if free {
+				d.markUsed(e)
+			}
 			a.mu.Unlock()
 			if free {
 				a.cramp(bandMember{slot: slot, extent: e})
@@ -439,6 +462,7 @@ func (a *Array) cramp(extents ...bandMember) {
 		}
 		d.cramped = append(d.cramped, m.extent)
 	}
+	a.noteSpace()
 }
 
 // preparePiece is how much of an extent is prepared under one deadline.

@@ -163,7 +163,8 @@ var signatures = []signature{
 	{"an encrypted volume (LUKS)", 0, "LUKS\xba\xbe"},
 	{"an LVM volume", 512, "LABELONE"},
 	{"a partition table (GPT)", 512, "EFI PART"},
-	{"a RAID member (md)", 0, mdMagic}, // 1.1
+	{"a partition table (GPT)", 4096, "EFI PART"}, // where sectors have 4 KiB
+	{"a RAID member (md)", 0, mdMagic},            // 1.1
 	{"a RAID member (md)", 4096, mdMagic},
 	{"an F2FS filesystem", 1024, "\x10\x20\xf5\xf2"},
 	{"an exFAT filesystem", 3, "EXFAT   "},
@@ -182,6 +183,7 @@ const mdMagic = "\xfc\x4e\x2b\xa9"
 var endSignatures = []signature{
 	{"a RAID member (md)", 0, mdMagic},
 	{"a partition table (GPT)", BlockSize - 512, "EFI PART"},
+	{"a partition table (GPT)", 0, "EFI PART"}, // where sectors have 4 KiB
 }
 
 const endArea = 128 << 10

@@ -50,7 +50,7 @@ func meanSince(before, now blockdev.Latency) time.Duration {
 const slowStart = 200 * time.Millisecond
 
 // leaveSlow finds out before anything is read which disks are far slower than their peers, and fences them at once where the others do: while
-// the array is open that takes some seconds, but a start would take minutes. The first read of each is not counted, as a disk may have slept.
+// the array is open that takes some seconds, but a start would take minutes. Of each disk the fastest read counts, but for the first, as it may have slept.
 func (a *Array) leaveSlow(ctx context.Context) error {
 	buf, err := a.meta.Get(ctx, len(a.slots())*BlockSize)
 	if err != nil {
@@ -68,10 +68,11 @@ func (a *Array) leaveSlow(ctx context.Context) error {
 				began := time.Now()
 				ops[i] = blockdev.Op{Dev: d.gi, Off: int64(c) * superStride, Buf: buf.Bytes()[i*BlockSize:][:BlockSize]}
 				if a.group.Run(ops[i:i+1]) != nil || ops[i].Err != nil {
+					took[i] = 0
 					return // it is not slow but bad, and others will see
 				}
-				if c > 0 {
-					took[i] += time.Since(began) / (superCopies - 1)
+				if t := time.Since(began); c == 1 || c > 1 && t < took[i] {
+					took[i] = t
 				}
 			}
 		})
@@ -116,6 +117,7 @@ func (a *Array) watchHealth() {
 			return
 		case <-tick.C:
 		}
+		a.tryCramped()
 		for _, d := range a.takePulse(pulses) {
 			if !a.canSpare(d) { // another one was fenced just now
 				continue

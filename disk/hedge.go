@@ -155,15 +155,20 @@ func waiting(ops []blockdev.Op) (late []*blockdev.Op) {
 // runOut gives late reads of a batch their results after all, until they are enough, when nobody else has the bytes. What the disk does not
 // answer at its deadline stays late.
 func (a *Array) runOut(ctx context.Context, ops []blockdev.Op, enough func() bool) error {
-	for one := true; one; {
-		if enough() {
-			return nil
-		}
+	for one := true; one && !enough(); {
 		var err error
 		if one, err = a.waitLate(ctx, ops); err != nil {
 			return err
 		}
 	}
+	if enough() {
+		return nil
+	}
+	return a.runAvoided(ops)
+}
+
+// runAvoided begins those reads of a batch that were left out, as others seemed to do.
+func (a *Array) runAvoided(ops []blockdev.Op) error {
 	var again []blockdev.Op
 	var at []int
 	for i := range ops {
@@ -313,13 +318,13 @@ func (v *View) answer(ctx context.Context, lacks func() (some, late bool), fetch
 			r.done()
 			return nil
 		case slices.ContainsFunc(v.ops, func(o blockdev.Op) bool { return isLate(&o) }):
-			// The others cannot answer: perhaps they can with a late one; else all late and avoided ones have to.
+			// The others cannot answer: perhaps they can with a late one; else those that were left out have to.
 			if one, e := a.waitLate(ctx, v.ops); e != nil {
 				return e
 			} else if one {
 				continue
 			}
-			if e := a.runOut(ctx, v.ops, func() bool { return false }); e != nil {
+			if e := a.runAvoided(v.ops); e != nil {
 				return e
 			}
 			if slices.ContainsFunc(v.ops, func(o blockdev.Op) bool { return isLate(&o) }) {

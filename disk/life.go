@@ -105,7 +105,11 @@ func (a *Array) emptySlot(size int64, spare bool) (int, error) {
 // prove makes a new disk one of the group, once it has shown that it can be written and has room for all that it says.
 func (a *Array) prove(ctx context.Context, dev blockdev.Device) (gi int, err error) {
 	n := dev.Limits().Size &^ (BlockSize - 1)
-	if err := a.bounded(func() error { return dev.Reserve(0, n) }); errors.Is(err, unix.ENOSPC) {
+	err = hasRoom(dev.Path(), n) // to find it out by Reserve alone would fill the file system
+	if err == nil {
+		err = a.bounded(func() error { return dev.Reserve(0, n) })
+	}
+	if errors.Is(err, unix.ENOSPC) {
 		return 0, fmt.Errorf("its file system has no room for its %d bytes: %w", n, err)
 	} else if err != nil {
 		return 0, err
@@ -114,6 +118,19 @@ func (a *Array) prove(ctx context.Context, dev blockdev.Device) (gi int, err err
 		return 0, err
 	}
 	return gi, a.blank(ctx, gi)
+}
+
+// hasRoom returns ENOSPC if path is a file of n bytes, and its file system too full for those of them that it has not got yet.
+func hasRoom(path string, n int64) error {
+	var st unix.Stat_t
+	var fs unix.Statfs_t
+	if unix.Stat(path, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFREG || unix.Statfs(path, &fs) != nil {
+		return nil // whatever it is shows when it is used
+	}
+	if lacks := n - st.Blocks*512; lacks > 0 && uint64(lacks) > fs.Bavail*uint64(fs.Bsize) {
+		return unix.ENOSPC
+	}
+	return nil
 }
 
 // blank overwrites the places of the superblock copies of a new disk, so that nothing of what it was can be mixed with what it becomes,
@@ -422,7 +439,7 @@ func (a *Array) drainDisk(ctx context.Context, d *disk, r *rebuilding) {
 func (a *Array) finishDrain(d *disk) (left bool, err error) {
 	err = a.log.change(func() error {
 		a.mu.Lock()
-		if !d.draining || a.slots()[d.slot] != d || len(a.bandsOn(d.slot)) > 0 { // kept or replaced in the last moment
+		if !d.draining || d.hollow || a.slots()[d.slot] != d || len(a.bandsOn(d.slot)) > 0 { // kept, replaced in the last moment, or still being rebuilt
 			a.mu.Unlock()
 			return nil
 		}

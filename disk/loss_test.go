@@ -34,8 +34,11 @@ func (x *tampered) openNaming(named bool) *Array {
 // spoil makes the cells in these places rot.
 func (x *tampered) spoil(cells []cellPlace) {
 	for _, p := range cells {
-		x.disks[p.slot].FlipBits(p.at+BlockSize, 4096, 5)
-		x.disks[p.slot].FlipBits(p.at+headerSize, 1000, 5)
+		if slices.Contains(x.bulk, p) {
+			x.disks[p.slot].FlipBits(p.at+BlockSize, 4096, 5)
+		} else { // it may be one block
+			x.disks[p.slot].FlipBits(p.at+headerSize, 1000, 5)
+		}
 	}
 }
 

@@ -58,6 +58,12 @@ func (r *rebuilding) status() *Rebuild {
 // new disk holds is lost. The old one may be there or not; it belongs to the array no more, whatever becomes of the rebuild.
 func (a *Array) Replace(ctx context.Context, slot int, path string, force bool) error {
 	if force {
+		a.mu.RLock()
+		err := a.canReplace(slot)
+		a.mu.RUnlock()
+		if err != nil {
+			return fmt.Errorf("replace disk: %w", err)
+		}
 		a.dismissPath(path)
 	}
 	devs, err := openAll([]string{path}, force)
@@ -78,7 +84,7 @@ func (a *Array) replace(ctx context.Context, slot int, dev blockdev.Device) erro
 		return err
 	}
 	a.mu.RLock()
-	err := a.canReplace(slot, dev)
+	err := a.canReplaceBy(slot, dev)
 	a.mu.RUnlock()
 	if err != nil {
 		return err
@@ -136,6 +142,27 @@ func (a *Array) dismissPath(path string) {
 	a.dismiss(olds)
 }
 
+// recallStripe adds to a stripe with too few good cells what disks have whose place others have taken.
+func (a *Array) recallStripe(w *wholeStripe) error {
+	for role := 0; role < w.width() && w.goodCells() < int(w.head.data); role++ {
+		pos := w.head.member(role)
+		a.mu.RLock()
+		olds := a.slots()[w.band.members[pos].slot].olds
+		a.mu.RUnlock()
+		if w.good[role] {
+			continue
+		}
+		ok, err := a.recallCell(w, pos, role, olds)
+		if err != nil {
+			return err
+		}
+		if ok {
+			w.good[role], w.bad[role], w.dark[role] = true, false, false
+		}
+	}
+	return nil
+}
+
 // recallCell fills the cell of a role with what a disk has that had this place before, of which too few others are left to compute it. It reports
 // whether there was one.
 func (a *Array) recallCell(w *wholeStripe, pos, role int, olds []*disk) (bool, error) {
@@ -159,16 +186,23 @@ func (a *Array) recallCell(w *wholeStripe, pos, role int, olds []*disk) (bool, e
 	return false, nil
 }
 
-// canReplace reports why a device cannot take the place of the disk in a slot; a.mu is held.
-func (a *Array) canReplace(slot int, dev blockdev.Device) error {
+// canReplaceBy reports why a device cannot take the place of the disk in a slot; a.mu is held.
+func (a *Array) canReplaceBy(slot int, dev blockdev.Device) error {
+	if err := a.canReplace(slot); err != nil {
+		return err
+	}
+	if have, old := a.geo.extents(dev.Limits().Size), a.slots()[slot]; have < old.extents {
+		return fmt.Errorf("%w: %s has room for %d extents, the old one had %d", ErrReplace, dev.Path(), have, old.extents)
+	}
+	return nil
+}
+
+// canReplace reports why no disk can take the place of the one in a slot; a.mu is held.
+func (a *Array) canReplace(slot int) error {
 	if slot < 0 || slot >= len(a.slots()) {
 		return fmt.Errorf("%w: no slot %d: there are %d", ErrReplace, slot, len(a.slots()))
 	}
-	old := a.slots()[slot]
-	if have := a.geo.extents(dev.Limits().Size); have < old.extents {
-		return fmt.Errorf("%w: %s has room for %d extents, the old one had %d", ErrReplace, dev.Path(), have, old.extents)
-	}
-	if !old.counts() {
+	if !a.slots()[slot].counts() {
 		return fmt.Errorf("%w: the disk in slot %d holds no data: remove it, and add another", ErrReplace, slot)
 	}
 	out := 0
@@ -186,7 +220,7 @@ func (a *Array) canReplace(slot int, dev blockdev.Device) error {
 // swap puts a new disk into a slot and begins an epoch with it. Nothing is being written.
 func (a *Array) swap(slot int, d, spare *disk) error {
 	a.mu.Lock()
-	if err := a.canReplace(slot, d.dev); err != nil {
+	if err := a.canReplaceBy(slot, d.dev); err != nil {
 		a.mu.Unlock()
 		return err
 	}
@@ -358,10 +392,7 @@ func (a *Array) rebuildBand(ctx context.Context, d *disk, r *rebuilding, b *band
 	if err := a.prepareOrFence(d, b.members[pos].extent); err != nil {
 		return err
 	}
-	a.mu.RLock()
-	olds := d.olds
-	a.mu.RUnlock()
-	c := &cellRebuild{d: d, r: r, b: b, pos: pos, olds: olds, limit: a.newRecovery().limit[b.num]}
+	c := &cellRebuild{d: d, r: r, b: b, pos: pos, limit: a.newRecovery().limit[b.num]}
 	if err := a.rebuildCells(ctx, c); err != nil {
 		return err
 	}
@@ -392,7 +423,6 @@ type cellRebuild struct {
 	b     *band
 	pos   int    // of the disk in the band
 	limit uint64 // last packed stripe that stands
-	olds  []*disk
 	lost  atomic.Int64
 }
 
@@ -462,19 +492,17 @@ func (a *Array) rebuildCell(ctx context.Context, c *cellRebuild, h header) error
 		}
 		defer w.release()
 		if w.goodCells() < int(h.data) {
-			recalled, err := a.recallCell(w, c.pos, role, c.olds)
-			if err == nil && !recalled {
-				err = a.missed(w)
-			}
+			err := a.missed(w)
 			if errors.Is(err, ErrCorrupt) {
 				c.lost.Add(1)
 				return nil
 			}
-			if err != nil || !recalled {
+			return err
+		}
+		if !w.good[role] { // else it was recalled
+			if err := w.reconstructOnly(role, func(r int) bool { return w.good[r] }); err != nil {
 				return err
 			}
-		} else if err := w.reconstructOnly(role, func(r int) bool { return w.good[r] && r != role }); err != nil {
-			return err
 		}
 		op := a.cellWrite(w, role, c.d)
 		op.Durable = false // rebuildBand flushes

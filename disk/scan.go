@@ -13,7 +13,7 @@ type foundBand struct {
 	*band
 	first  uint64  // number of the stripe in its first place, 0 when none is readable
 	begun  bool    // something was written behind the header
-	unseen bool    // what was written could not be looked for: too few of its disks answer
+	unseen bool    // what was written could not be looked for, as when too few of its disks answer
 	claims []claim // extents that carry its header
 }
 

@@ -133,9 +133,15 @@ func (s *schedule) piece(ctx context.Context, class Class, rate int64, loads []u
 	for _, l := range loads {
 		n += l.read
 	}
-	sleep(ctx, time.Until(began.Add(time.Duration(float64(n)/float64(rate)*float64(time.Second)))), nil)
+	end := began.Add(time.Duration(float64(n) / float64(rate) * float64(time.Second)))
+	for left := time.Until(end); left > 0 && ctx.Err() == nil && s.a.rebuildRate.Load() == rate; left = time.Until(end) {
+		sleep(ctx, min(left, rateLook), nil)
+	}
 	return nil
 }
+
+// rateLook is how soon another rate counts.
+const rateLook = 100 * time.Millisecond
 
 // rest charges work that has just ended to the disks, and waits until it is paid for or ctx ends. On a disk that was not qualified it
 // costs what the caller says.

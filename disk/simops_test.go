@@ -351,7 +351,7 @@ func (s *sim) release(b Band, run StripeRange) error {
 			return errSimLive
 		}
 	}
-	if !b.Bulk {
+	if !b.Bulk && run != (StripeRange{}) {
 		all := run
 		var rest []StripeRange
 		for _, f := range s.state.freed {

@@ -292,7 +292,8 @@ func (a *Array) discard(b *band) (hang []bandMember) {
 
 // EachRecord calls fn for the records of a packed band in the order of the log. They come from cells that passed their checks,
 // completed where some are missing; e and data are valid during the call. It returns the numbers of the stripes in the band, those
-// that cannot be read included: they are stepped over, and the error wraps ErrCorrupt when all others were visited.
+// that cannot be read included: they are stepped over, and the error wraps ErrCorrupt when all others were visited. Of a band in which no stripe
+// is found there are none.
 func (a *Array) EachRecord(ctx context.Context, num uint64, fn func(e Entry, data []byte) error) (StripeRange, error) {
 	b, err := a.pinBand(num)
 	if err != nil {
@@ -333,13 +334,10 @@ func (a *Array) EachRecord(ctx context.Context, num uint64, fn func(e Entry, dat
 		}
 		return nil
 	})
-	if end := a.lastStripe(num, limit); err == nil && end > r.To {
-		if next > 0 {
-			faults = errors.Join(faults, fmt.Errorf("stripes %d to %d: not found: %w", next, end, ErrCorrupt))
-		}
-		if r.To = end; r.From == 0 {
-			r.From = end // all are unreadable: the first ones cannot be told from those of the band before
-		}
+	// Where no stripe was found at all the band may be empty: then the last one before the next band is another's.
+	if end := a.lastStripe(num, limit); err == nil && r.From > 0 && end > r.To {
+		faults = errors.Join(faults, fmt.Errorf("stripes %d to %d: not found: %w", next, end, ErrCorrupt))
+		r.To = end
 	}
 	return r, errors.Join(err, faults)
 }

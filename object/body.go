@@ -427,7 +427,7 @@ func (s *stripes) begin(left int64) error {
 func (s *stripes) expire(w StripeWriter) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.w != w {
+	if s.w != w || s.timer == nil { // it is being launched, or could not be
 		return
 	}
 	if left := s.hold - time.Since(s.begun); left > 0 && s.waiting.Load() == 0 {
