@@ -562,6 +562,30 @@ func TestInspectFindsOthers(t *testing.T) {
 	}
 }
 
+// TestEmptyBandHasNoStripes: a band in which nothing was written is not said to hold what lies in the band before.
+func TestEmptyBandHasNoStripes(t *testing.T) {
+	s := newSimArray(t, 6, 4, 2, 24)
+	a := s.open()
+	defer a.Close()
+	w := newWritten()
+	if err := w.put(a, 1, 4096); err != nil {
+		t.Fatal(err)
+	}
+	b, err := a.openBand(t.Context(), kindPacked, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(a.log.fail(a.slots()[5:6]), w.put(a, 2, 4096)); err != nil { // another epoch, and another band
+		t.Fatal(err)
+	}
+	for _, fresh := range []bool{true, false} { // as opened, and as found when the array is opened
+		b.fresh = fresh
+		if r, err := a.EachRecord(t.Context(), b.num, nil); err != nil || r != (StripeRange{}) {
+			t.Errorf("stripes %+v, %v", r, err)
+		}
+	}
+}
+
 // TestMarksThatCanBeLost: a band is not freed while so few of its disks take the mark that these can be lost together, and others come back. The
 // control frees it all the same.
 func TestMarksThatCanBeLost(t *testing.T) {

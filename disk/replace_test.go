@@ -334,6 +334,9 @@ func TestReplaceByTheOldDisk(t *testing.T) {
 	if err := a.Replace(t.Context(), 2, f.paths[2], false); err == nil {
 		t.Error("the old disk was overwritten without being told to")
 	}
+	if err := a.Replace(t.Context(), 9, f.paths[2], true); err == nil || len(a.Status().Disks[2].Olds) != 1 {
+		t.Errorf("replace of no disk: %v; it is helped by %v", err, a.Status().Disks[2].Olds)
+	}
 	if err := a.Replace(t.Context(), 2, f.paths[2], true); err != nil {
 		t.Fatal(err)
 	}
@@ -373,12 +376,28 @@ func TestReplaceByItself(t *testing.T) {
 
 // TestCrampedDisk: a disk whose file system is full keeps nobody from writing and deleting, and is named.
 func TestCrampedDisk(t *testing.T) {
-	s := newSimArray(t, 7, 4, 2, 40)
+	for _, n := range []int{6, 7} { // as wide as a stripe, and wider
+		t.Run(fmt.Sprint(n), func(t *testing.T) { testCramped(t, n) })
+	}
+}
+
+func testCramped(t *testing.T, n int) {
+	s := newSimArray(t, n, 4, 2, 40)
+	s.opt.HealthEvery = 10 * time.Millisecond
 	a := s.open()
 	defer a.Close()
 	w := newWritten()
 	w.fill(t, a, 1)
 	s.disks[3].Fill()
+	tries := a.bandSeq
+	for range 2 {
+		if _, err := a.openBand(t.Context(), kindBulk, false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if tries = a.bandSeq - tries; tries > 3 { // the others prepare their part for each
+		t.Errorf("%d tries for two bands", tries)
+	}
 	full := uint64(0)
 	for id := uint64(1000); full == 0; id++ {
 		switch err := w.put(a, id, 150<<10); {
@@ -388,7 +407,7 @@ func TestCrampedDisk(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if st := a.Status(); full < 1180 || st.State != "degraded" || !strings.Contains(st.Disks[3].Reason, "file system is full") {
+	if st := a.Status(); full < 1140 || st.State != "degraded" || !strings.Contains(st.Disks[3].Reason, "file system is full") {
 		t.Errorf("full after %d records; %s (%s), disk 3: %s", full-1000, st.State, st.Reason, st.Disks[3].Reason)
 	}
 	for id := uint64(1 << 30); id < 1<<30+20; id++ { // as deletions are
@@ -407,14 +426,44 @@ func TestCrampedDisk(t *testing.T) {
 	a.mu.Lock()
 	a.slots()[3].since = time.Time{}
 	a.mu.Unlock()
-	if _, err := a.openBand(t.Context(), kindPacked, true); err != nil || a.Status().Disks[3].Reason != "" {
-		t.Errorf("with room again: %v, disk 3: %s", err, a.Status().Disks[3].Reason)
+	until(t, a, "room again", func(s Status) bool { return s.Disks[3].Reason == "" })
+	if faults := a.Accounts(); len(faults) > 0 {
+		t.Error(faults)
+	}
+}
+
+// reserveHook is a disk that is asked before it reserves.
+type reserveHook struct {
+	blockdev.Device
+	ask func() error
+}
+
+func (d reserveHook) Reserve(off, n int64) error {
+	return errors.Join(d.ask(), d.Device.Reserve(off, n))
+}
+
+// TestCrampedWhileReplaced: a disk has no room for an extent, and has lost its place when it says so.
+func TestCrampedWhileReplaced(t *testing.T) {
+	s := newSimArray(t, 6, 4, 2, 24)
+	a := s.open()
+	defer a.Close()
+	var err error
+	a.slots()[3].dev = reserveHook{a.slots()[3].dev, sync.OnceValue(func() error {
+		err = a.replace(context.Background(), 3, blockdev.NewSimDisk(s.world, superArea+24<<20, blockdev.SimOptions{Name: "new"}))
+		return unix.ENOSPC
+	})}
+	if _, e := a.openBand(t.Context(), kindBulk, false); e != nil || err != nil {
+		t.Fatal(e, err)
+	}
+	if faults := a.Accounts(); len(faults) > 0 {
+		t.Error(faults)
 	}
 }
 
 // TestCrampedTogether: where the file system of all disks is full, what deletions and compaction need was reserved before.
 func TestCrampedTogether(t *testing.T) {
 	s := newSimArray(t, 3, 2, 1, 40)
+	s.opt.HealthEvery = 10 * time.Millisecond
 	a := s.open()
 	defer a.Close()
 	put := func(size int, essential bool) error {
@@ -437,5 +486,15 @@ func TestCrampedTogether(t *testing.T) {
 		if err := put(4000, true); err != nil {
 			t.Fatal(err)
 		}
+	}
+	a.mu.Lock()
+	for i, d := range s.disks {
+		d.Unfill()
+		a.slots()[i].since = time.Time{}
+	}
+	a.mu.Unlock()
+	until(t, a, "room again", func(s Status) bool { return s.State == "healthy" })
+	if err := errors.Join(a.Admit(t.Context()), put(150<<10, false)); err != nil {
+		t.Error(err)
 	}
 }

@@ -124,6 +124,40 @@ func TestStripeHoldFails(t *testing.T) {
 	}
 }
 
+// tardyLog is a log in which sealing a segment takes a moment.
+type tardyLog struct{ *memLog }
+
+func (l tardyLog) NewStripe(ctx context.Context, segments int) (StripeWriter, error) {
+	w, err := l.memLog.NewStripe(ctx, segments)
+	return tardyWriter{w}, err
+}
+
+type tardyWriter struct{ StripeWriter }
+
+func (w tardyWriter) Sealed(n int) error {
+	time.Sleep(50 * time.Millisecond)
+	return w.StripeWriter.Sealed(n)
+}
+
+// TestStripeHoldMissed: the time runs out while the last segment is sealed, and the stripe cannot be launched, as earlier ones failed.
+func TestStripeHoldMissed(t *testing.T) {
+	s := &stripes{written: new(tally), waiting: new(atomic.Int32), ctx: t.Context(), log: tardyLog{newMemLog(nil, 6)}, hold: 200 * time.Millisecond}
+	defer s.abort()
+	if _, err := s.slot(1); err != nil {
+		t.Fatal(err)
+	}
+	broken := errors.New("broken")
+	for range maxFlying {
+		failed := make(chan committed, 1)
+		failed <- committed{err: broken}
+		s.flying = append(s.flying, failed)
+	}
+	if err := s.filled(); !errors.Is(err, broken) {
+		t.Errorf("filled: %v", err)
+	}
+	time.Sleep(20 * time.Millisecond) // for who has waited for the stripe meanwhile
+}
+
 // TestStripeHoldPressed: a stripe is committed early while others wait for its memory, and nobody waits for ever.
 func TestStripeHoldPressed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
