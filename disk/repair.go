@@ -62,13 +62,20 @@ func (a *Array) readWhole(ctx context.Context, b *band, like header) (*wholeStri
 // readWholeBy is readWhole with reads by run.
 func (a *Array) readWholeBy(ctx context.Context, run runner, b *band, like header) (*wholeStripe, error) {
 	w, err := a.readCells(ctx, run, b, like, func(int) bool { return true })
-	if err == nil {
-		if err = a.recallStripe(w); err != nil {
-			w.release()
-			return nil, err
-		}
+	if err != nil {
+		return nil, err
 	}
-	return w, err
+	done := false
+	defer func() {
+		if !done {
+			w.release()
+		}
+	}()
+	if err := a.recallStripe(w); err != nil {
+		return nil, err
+	}
+	done = true
+	return w, nil
 }
 
 // readEnough reads as many cells of a stripe as the one of a role can be computed from. They may prove bad.
