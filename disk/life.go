@@ -563,7 +563,7 @@ func (a *Array) copyMember(ctx context.Context, r *rebuilding, b, moved *band, p
 		w.band = moved
 		cell := len(w.cells[role])
 		loads := []usage{{d: a.slots()[b.members[pos].slot], read: cell}, {d: to, write: cell}}
-		return a.schedule.piece(ctx, ClassRepair, a.rebuildRate.Load(), loads, func() error {
+		return a.schedule.piece(ctx, ClassRepair, &a.rebuildRate, loads, func() error {
 			ops := []blockdev.Op{a.cellWrite(w, role, to)}
 			err := a.group.Run(ops)
 			w.ops = append(w.ops, ops...)

@@ -481,7 +481,7 @@ func (a *Array) rebuildCell(ctx context.Context, c *cellRebuild, h header) error
 			loads = append(loads, usage{d: a.slots()[c.b.members[pos].slot], read: cell})
 		}
 	}
-	return a.schedule.piece(ctx, ClassRepair, a.rebuildRate.Load(), loads, func() error {
+	return a.schedule.piece(ctx, ClassRepair, &a.rebuildRate, loads, func() error {
 		w, err := a.readEnough(ctx, c.b, h, role)
 		if err == nil && w.goodCells() < int(h.data) {
 			w.release()

@@ -110,8 +110,9 @@ func (s *schedule) callers() bool {
 	return now.UnixNano() < s.until.Load()
 }
 
-// piece does a piece of work and rests. A rate, in bytes per second, takes the place of the share.
-func (s *schedule) piece(ctx context.Context, class Class, rate int64, loads []usage, work func() error) error {
+// piece does a piece of work and rests. A rate, in bytes per second, takes the place of the share if it is not 0; another one counts soon.
+func (s *schedule) piece(ctx context.Context, class Class, bound *atomic.Int64, loads []usage, work func() error) error {
+	rate := bound.Load()
 	if rate == 0 && !s.callers() {
 		return work()
 	}
@@ -134,7 +135,7 @@ func (s *schedule) piece(ctx context.Context, class Class, rate int64, loads []u
 		n += l.read
 	}
 	end := began.Add(time.Duration(float64(n) / float64(rate) * float64(time.Second)))
-	for left := time.Until(end); left > 0 && ctx.Err() == nil && s.a.rebuildRate.Load() == rate; left = time.Until(end) {
+	for left := time.Until(end); left > 0 && ctx.Err() == nil && bound.Load() == rate; left = time.Until(end) {
 		sleep(ctx, min(left, rateLook), nil)
 	}
 	return nil

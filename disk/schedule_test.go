@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -67,7 +68,7 @@ func TestScheduleShares(t *testing.T) {
 				for range c.workers {
 					wg.Go(func() {
 						for time.Since(start) < span {
-							err := s.piece(t.Context(), ClassRepair, 0, loads, func() error {
+							err := s.piece(t.Context(), ClassRepair, new(atomic.Int64), loads, func() error {
 								time.Sleep(c.took)
 								mu.Lock()
 								defer mu.Unlock()
@@ -96,14 +97,22 @@ func TestScheduleRate(t *testing.T) {
 			s, stop := scheduled(nil, callers)
 			defer stop()
 			loads := []usage{{d: s.a.slots()[0], read: 1 << 20}, {d: s.a.slots()[1], read: 1 << 20}, {d: s.a.slots()[2], write: 1 << 20}}
+			var rate atomic.Int64
+			rate.Store(20 << 20)
 			start := time.Now()
 			for range 50 {
-				if err := s.piece(t.Context(), ClassRepair, 20<<20, loads, func() error { return nil }); err != nil {
+				if err := s.piece(t.Context(), ClassRepair, &rate, loads, func() error { return nil }); err != nil {
 					t.Fatal(err)
 				}
 			}
 			if took := time.Since(start); !near(took.Seconds(), 5) {
 				t.Errorf("callers %v: 100 MiB at 20 MiB/s took %v", callers, took)
+			}
+			rate.Store(1)
+			time.AfterFunc(time.Second, func() { rate.Store(0) })
+			start = time.Now()
+			if err := s.piece(t.Context(), ClassRepair, &rate, loads, func() error { return nil }); err != nil || time.Since(start) > 2*time.Second {
+				t.Errorf("callers %v: %v; a rate of 1 B/s that was taken back held for %v", callers, err, time.Since(start))
 			}
 		})
 	}
@@ -118,7 +127,7 @@ func TestScheduleEnds(t *testing.T) {
 		loads := []usage{{d: s.a.slots()[0], read: 1 << 20}}
 		start := time.Now()
 		for range 4 {
-			if err := s.piece(t.Context(), ClassRepair, 0, loads, func() error { return nil }); err != nil {
+			if err := s.piece(t.Context(), ClassRepair, new(atomic.Int64), loads, func() error { return nil }); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -127,15 +136,15 @@ func TestScheduleEnds(t *testing.T) {
 		}
 		start = time.Now()
 		broken := errors.New("broken")
-		if err := s.piece(t.Context(), ClassRepair, 0, loads, func() error { return broken }); err != broken || time.Since(start) != 0 {
+		if err := s.piece(t.Context(), ClassRepair, new(atomic.Int64), loads, func() error { return broken }); err != broken || time.Since(start) != 0 {
 			t.Errorf("%v after %v", err, time.Since(start))
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		go func() { time.Sleep(10 * time.Millisecond); cancel() }()
-		if err := s.piece(ctx, ClassRepair, 0, loads, func() error { return nil }); err != nil || time.Since(start) != 10*time.Millisecond {
+		if err := s.piece(ctx, ClassRepair, new(atomic.Int64), loads, func() error { return nil }); err != nil || time.Since(start) != 10*time.Millisecond {
 			t.Errorf("%v after %v", err, time.Since(start))
 		}
-		if err := s.piece(ctx, ClassRepair, 0, loads, func() error { return nil }); !errors.Is(err, context.Canceled) {
+		if err := s.piece(ctx, ClassRepair, new(atomic.Int64), loads, func() error { return nil }); !errors.Is(err, context.Canceled) {
 			t.Errorf("a piece was begun after the end: %v", err)
 		}
 	})
