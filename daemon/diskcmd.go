@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -121,8 +122,9 @@ func newDisk(arg string, force bool) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if force {
-		return path, nil // whoever opens it says what is wrong with it; one that was given up may still be in the daemon's hands
+	if force { // one that was given up may still be in the daemon's hands: whoever opens it says what else is wrong
+		_, err := os.Stat(path)
+		return path, err
 	}
 	holds, err := disk.Inspect(path)
 	if err != nil {

@@ -52,7 +52,7 @@ func TestReplaceCommand(t *testing.T) {
 		{"2 " + filepath.Join(dir, "none"), exitFailure, "no such file"},
 		{"2 " + st.Disks[1].Path, exitFailure, "in use"},
 		{"--force 2 " + st.Disks[1].Path, exitFailure, "in use"},
-		{"--force 2 " + filepath.Join(dir, "none"), exitFailure, "no such file"},
+		{"--force --dry-run 2 " + filepath.Join(dir, "none"), exitFailure, "no such file"},
 	} {
 		code, _, errText := coffer(t, strings.Fields("array replace --data "+dir+" --yes "+c.args)...)
 		if code != c.code || !strings.Contains(errText, c.err) {

@@ -26,7 +26,8 @@ array and stays until the disk is rebuilt.
 
 From the moment the command says so OLD belongs to the array no more, and is ignored should it come back.
 Leave it where it is until NEW is rebuilt, if it works: what cannot be computed from the other disks is then
-read from OLD.
+read from OLD. NEW is written, and of a sparse file the room is reserved, before OLD is given up.
+With --force NEW may be OLD itself, or a disk that was fenced or given up and is well again: it is rebuilt whole.
 Until the rebuild has ended its slot counts as lost: coffer array status shows how far it is. A rebuild
 that is interrupted goes on at the next start. It reads the most endangered data first.
 
