@@ -248,9 +248,12 @@ func embeddedArray(dir dataDir, size Size) (*arrayPlan, *createOptions, error) {
 	return p, opt, err
 }
 
+// probeHardware is replaced in tests, which share one engine among hundreds of commands.
+var probeHardware = hw.Probe
+
 // probe starts the crypto engine for a command other than serve: no benchmark, and no log but for faults.
 func probe(cfg *Config, log *slog.Logger) (*hw.Engine, error) {
-	return hw.Probe(hw.Options{Pin: pins(cfg), SkipBench: true, Logger: log})
+	return probeHardware(hw.Options{Pin: pins(cfg), SkipBench: true, Logger: log})
 }
 
 // pins are the configured paths.

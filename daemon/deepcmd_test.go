@@ -30,11 +30,8 @@ func blank(t *testing.T, path string, at int64) {
 // bulkCells returns where bulk cells begin in a disk file.
 func bulkCells(t *testing.T, path string) (at []int64) {
 	t.Helper()
-	b, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
 	const bulk = 2
+	b := mapped(t, path)
 	for off := 1 << 20; off+disk.BlockSize <= len(b); off += disk.BlockSize {
 		if string(b[off:off+8]) == "COFFCELL" && b[off+9] == bulk {
 			at = append(at, int64(off))

@@ -230,6 +230,9 @@ func TestSteadyOverwrite(t *testing.T) {
 // TestFullWithoutGarbage holds that an array full of live objects says so: there is nothing to be gained by moving them around.
 func TestFullWithoutGarbage(t *testing.T) {
 	for size, most := range map[int]float64{512 << 10: 0, 60 << 10: 5} { // neither fills its stripes or cells; packed ones share bands with new ones, and are moved the more often the fuller it is
+		if testing.Short() && most > 0 {
+			continue // a quarter of a minute
+		}
 		r := newRig(t, testOptions(t), 48<<20)
 		body := pattern(size, 1)
 		n := 0

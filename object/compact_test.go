@@ -185,7 +185,7 @@ func TestNoResurrection(t *testing.T) {
 			f := newFixture(t, testOptions(t))
 			r := rand.New(rand.NewPCG(seed, 3))
 			left := deadThings(f)
-			for range 12 {
+			for range seeds(12) {
 				f.compactRandom(r, 1+r.IntN(12))
 				live := f.dump()
 				if r.IntN(2) == 0 {
@@ -236,7 +236,9 @@ func TestInterruptedCompaction(t *testing.T) {
 		} else if err != nil && !errors.Is(err, boom) {
 			t.Fatal(err)
 		}
-		n += n / 8
+		if n += n / 8; testing.Short() {
+			n += n / 2
+		}
 	}
 }
 

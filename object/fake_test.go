@@ -623,8 +623,9 @@ func (f *fixture) read(key string, o GetOptions) ([]byte, error) {
 		return nil, err
 	}
 	defer r.Close()
-	var buf bytes.Buffer
-	_, err = r.WriteTo(&buf)
+	_, n := r.Range()
+	buf := bytes.NewBuffer(make([]byte, 0, n))
+	_, err = r.WriteTo(buf)
 	return buf.Bytes(), err
 }
 
