@@ -48,7 +48,12 @@ func newHelper(t *testing.T, name string, args ...string) *helper {
 		t.Fatalf("start %s: %v", name, err)
 	}
 	go func() { h.exited <- h.cmd.Wait() }()
-	t.Cleanup(h.end)
+	t.Cleanup(func() {
+		h.end()
+		if t.Failed() && h.out.Len() > 0 {
+			t.Logf("%s: %s", name, h.out)
+		}
+	})
 	return h
 }
 

@@ -111,7 +111,10 @@ func TestDiskErrors(t *testing.T) {
 	s.start() // nothing of the disk can be read
 	d.l.verify(t, s, drillBucket, "started while a disk answers EIO")
 	s.stop()
+	// Connected anew: nbdkit may answer ESHUTDOWN to all that comes after many errors, and a process that was killed meanwhile.
+	f.down()
 	f.fail(false)
+	f.up()
 	s.start()
 	s.waitHealthy()
 	d.l.verify(t, s, drillBucket, "the disk is well again")
