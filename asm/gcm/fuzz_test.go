@@ -3,6 +3,8 @@ package gcm
 import (
 	"bytes"
 	"testing"
+
+	"coffer/asm/internal/aeadtest"
 )
 
 // FuzzGCM compares all kernels with the standard library. The text is repeated to n bytes.
@@ -19,24 +21,24 @@ func FuzzGCM(f *testing.F) {
 			key = make([]byte, 32)
 		}
 		copy(key, keyText)
-		m := message{nonce: make([]byte, NonceSize), aad: aad}
-		copy(m.nonce, nonceText)
+		m := aeadtest.Message{Nonce: make([]byte, NonceSize), AAD: aad}
+		copy(m.Nonce, nonceText)
 		if len(text) > 0 {
 			size := int(n % (chunk + 4*group))
-			m.plain = bytes.Repeat(text, size/len(text)+1)[:size]
+			m.Plain = bytes.Repeat(text, size/len(text)+1)[:size]
 		}
-		m.sealed = stdlib(t, key).Seal(nil, m.nonce, m.plain, m.aad)
-		forged := bytes.Clone(m.sealed)
+		m.Sealed = mustStdlib(t, key).Seal(nil, m.Nonce, m.Plain, m.AAD)
+		forged := bytes.Clone(m.Sealed)
 		forged[int(n)%len(forged)] ^= 1 << (seed % 8)
 		for _, k := range Kernels() {
 			if !k.Supported() {
 				continue
 			}
 			a := mustNew(t, k, key)
-			if err := m.check(a, newRandom(seed)); err != nil {
+			if err := m.Check(a, aeadtest.NewRandom(seed)); err != nil {
 				t.Errorf("%s: %v", k, err)
 			}
-			if _, err := a.Open(nil, m.nonce, forged, m.aad); err == nil {
+			if _, err := a.Open(nil, m.Nonce, forged, m.AAD); err == nil {
 				t.Errorf("%s: forgery accepted", k)
 			}
 		}

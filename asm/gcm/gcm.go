@@ -18,6 +18,8 @@ import (
 	"unsafe"
 
 	"github.com/klauspost/cpuid/v2"
+
+	"coffer/asm/internal/buffer"
 )
 
 //go:generate go -C _asm run . -out ../gcm_amd64.s
@@ -138,8 +140,8 @@ func (a *AEAD) Seal(dst, nonce, plaintext, additional []byte) []byte {
 	if uint64(len(plaintext)) > maxPlain {
 		panic("gcm: message too large")
 	}
-	whole, out := extend(dst, len(plaintext)+Overhead)
-	checkOverlap(out, plaintext, additional)
+	whole, out := buffer.Extend(dst, len(plaintext)+Overhead)
+	buffer.CheckOverlap("gcm", out, plaintext, additional)
 	var s state
 	a.crypt(false, &s, out[:len(plaintext)], nonce, plaintext, additional)
 	copy(out[len(plaintext):], s.tag[:])
@@ -154,8 +156,8 @@ func (a *AEAD) Open(dst, nonce, ciphertext, additional []byte) ([]byte, error) {
 	if n < 0 || uint64(n) > maxPlain {
 		return nil, ErrOpen
 	}
-	whole, out := extend(dst, n)
-	checkOverlap(out, ciphertext, additional)
+	whole, out := buffer.Extend(dst, n)
+	buffer.CheckOverlap("gcm", out, ciphertext, additional)
 	var s state
 	a.crypt(true, &s, out, nonce, ciphertext[:n], additional)
 	if subtle.ConstantTimeCompare(s.tag[:], ciphertext[n:]) != 1 {
@@ -197,33 +199,4 @@ func (a *AEAD) crypt(open bool, s *state, out, nonce, in, additional []byte) {
 	}
 	s.last = 1
 	a.run(open, s, out, in)
-}
-
-// extend returns dst with n more bytes, in its own memory if that has room, and those bytes alone.
-func extend(dst []byte, n int) (whole, tail []byte) {
-	if total := len(dst) + n; cap(dst) >= total {
-		whole = dst[:total]
-	} else {
-		whole = make([]byte, total)
-		copy(whole, dst)
-	}
-	return whole, whole[len(dst):]
-}
-
-// checkOverlap panics as crypto/cipher does: output may be the input exactly or share nothing with it, and may share nothing
-// with the additional data.
-func checkOverlap(out, in, additional []byte) {
-	if overlap(out, in) && &out[0] != &in[0] {
-		panic("gcm: invalid buffer overlap of output and input")
-	}
-	if overlap(out, additional) {
-		panic("gcm: invalid buffer overlap of output and additional data")
-	}
-}
-
-// overlap reports whether a and b share memory.
-func overlap(a, b []byte) bool {
-	return len(a) > 0 && len(b) > 0 &&
-		uintptr(unsafe.Pointer(&a[0])) <= uintptr(unsafe.Pointer(&b[len(b)-1])) &&
-		uintptr(unsafe.Pointer(&b[0])) <= uintptr(unsafe.Pointer(&a[len(a)-1]))
 }

@@ -138,10 +138,7 @@ TEXT ·expandKey128(SB), NOSPLIT, $0-16
 	VPXOR       X4, X0, X0
 	VPXOR       X2, X0, X0
 	VMOVDQU     X0, 160(DX)
-	VPXOR       X0, X0, X0
-	VPXOR       X2, X2, X2
-	VPXOR       X4, X4, X4
-	VZEROUPPER
+	VZEROALL
 	RET
 
 // func expandKey256(k *byte, key *byte)
@@ -259,11 +256,7 @@ TEXT ·expandKey256(SB), NOSPLIT, $0-16
 	VPXOR       X4, X0, X0
 	VPXOR       X2, X0, X0
 	VMOVDQU     X0, 224(DX)
-	VPXOR       X0, X0, X0
-	VPXOR       X1, X1, X1
-	VPXOR       X2, X2, X2
-	VPXOR       X4, X4, X4
-	VZEROUPPER
+	VZEROALL
 	RET
 
 DATA counterXor<>+0(SB)/8, $0x0000000000000000

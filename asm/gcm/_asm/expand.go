@@ -42,8 +42,7 @@ func expandKeys() {
 		VPXOR(X2, X0, X0)
 		VMOVDQU(X0, roundKey(i+1))
 	}
-	wipeLow(0, 2, 4)
-	RET()
+	leave256()
 
 	TEXT("expandKey256", NOSPLIT, "func(k *byte, key *byte)")
 	Load(Param("k"), keys)
@@ -69,15 +68,5 @@ func expandKeys() {
 		VPXOR(X2, X1, X1)
 		VMOVDQU(X1, roundKey(2*i+3))
 	}
-	wipeLow(0, 1, 2, 4)
-	RET()
-}
-
-// wipeLow clears registers that held parts of a key.
-func wipeLow(regs ...int) {
-	for _, i := range regs {
-		x := []VecPhysical{X0, X1, X2, X3, X4, X5}[i]
-		VPXOR(x, x, x)
-	}
-	VZEROUPPER()
+	leave256()
 }

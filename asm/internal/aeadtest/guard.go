@@ -1,9 +1,8 @@
-//go:build unix
-
-package gcm
+package aeadtest
 
 import (
 	"bytes"
+	"crypto/cipher"
 	"fmt"
 	"os"
 	"runtime/debug"
@@ -39,22 +38,22 @@ func (g guarded) edge(n int, end bool) []byte {
 	return g[:n:n]
 }
 
-// TestGuardPages has all buffers end, and then begin, where the next byte faults.
-func TestGuardPages(t *testing.T) {
-	const largest = 2*chunk + 100
+// testGuardPages has all buffers end, and then begin, where the next byte faults.
+func (s *Suite) testGuardPages(t *testing.T) {
+	largest := 2*s.Chunk + 100
 	in, out, aad := newGuarded(t, largest+Overhead), newGuarded(t, largest+Overhead), newGuarded(t, largest)
-	each(t, func(t *testing.T, k Kernel) {
+	s.each(t, func(t *testing.T, k Kernel) {
 		defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-		r := newRandom(11)
-		for _, keySize := range []int{16, 32} {
-			key := r.read(keySize)
-			a, std := mustNew(t, k, key), stdlib(t, key)
+		r := NewRandom(11)
+		for _, keySize := range s.KeySizes {
+			key := r.Read(keySize)
+			a, std := k.aead(t, key), s.reference(t, key)
 			try := func(n, m int, end bool) {
-				x := message{nonce: r.read(NonceSize), plain: r.read(n), aad: r.read(m)}
-				x.sealed = std.Seal(nil, x.nonce, x.plain, x.aad)
+				x := Message{Nonce: r.Read(NonceSize), Plain: r.Read(n), AAD: r.Read(m)}
+				x.Sealed = std.Seal(nil, x.Nonce, x.Plain, x.AAD)
 				var err error
-				if p := panics(func() { err = x.atEdges(a, in, out, aad, end) }); p != "" || err != nil {
-					t.Fatalf("AES-%d, %d bytes, additional %d, at the end %v: %v %v", 8*keySize, n, m, end, p, err)
+				if p := Panics(func() { err = x.atEdges(a, in, out, aad, end) }); p != "" || err != nil {
+					t.Fatalf("key of %d, %d bytes, additional %d, at the end %v: %v %v", keySize, n, m, end, p, err)
 				}
 			}
 			for _, end := range []bool{true, false} {
@@ -62,8 +61,8 @@ func TestGuardPages(t *testing.T) {
 					try(n, n*7%301, end)
 					try(n*11%301, n, end)
 				}
-				for _, n := range []int{511, 512, 513, 1023, 1025, 4095, 4096, 4097, 65520, 65535, chunk - 1, chunk, chunk + 1, largest} {
-					if k == Portable && n > 10000 {
+				for _, n := range []int{511, 512, 513, 1023, 1025, 4095, 4096, 4097, 65520, 65535, s.Chunk - 1, s.Chunk, s.Chunk + 1, largest} {
+					if k.Slow && n > 10000 {
 						continue
 					}
 					try(n, n%65, end)
@@ -74,19 +73,19 @@ func TestGuardPages(t *testing.T) {
 	})
 }
 
-func (m message) atEdges(a *AEAD, in, out, aad guarded, end bool) error {
-	n, extra := len(m.plain), aad.edge(len(m.aad), end)
-	copy(extra, m.aad)
+func (m Message) atEdges(a cipher.AEAD, in, out, aad guarded, end bool) error {
+	n, extra := len(m.Plain), aad.edge(len(m.AAD), end)
+	copy(extra, m.AAD)
 	plain, dst := in.edge(n, end), out.edge(n+Overhead, end)
-	copy(plain, m.plain)
-	if got := a.Seal(dst[:0], m.nonce, plain, extra); !bytes.Equal(got, m.sealed) {
-		return fmt.Errorf("seal: %w", differ(got, m.sealed))
+	copy(plain, m.Plain)
+	if got := a.Seal(dst[:0], m.Nonce, plain, extra); !bytes.Equal(got, m.Sealed) {
+		return fmt.Errorf("seal: %w", Differ(got, m.Sealed))
 	}
 	sealed, dst := in.edge(n+Overhead, end), out.edge(n, end)
-	copy(sealed, m.sealed)
-	got, err := a.Open(dst[:0], m.nonce, sealed, extra)
+	copy(sealed, m.Sealed)
+	got, err := a.Open(dst[:0], m.Nonce, sealed, extra)
 	if err != nil {
 		return fmt.Errorf("open: %w", err)
 	}
-	return differ(got, m.plain)
+	return Differ(got, m.Plain)
 }

@@ -1,7 +1,6 @@
-package gcm
+package aeadtest
 
 import (
-	"crypto/cipher"
 	"fmt"
 	"slices"
 	"testing"
@@ -13,30 +12,22 @@ var benchSizes = []int{0, 64, 1 << 10, 4 << 10, 16 << 10, 65520, 1 << 20}
 
 const benchAAD = 45 // of a sealed segment
 
-// implementation is a kernel, or the standard library.
-type implementation struct {
-	name string
-	new  func(key []byte) (cipher.AEAD, error)
-}
-
-func implementations(b *testing.B) []implementation {
-	l := []implementation{{"stdlib", func(key []byte) (cipher.AEAD, error) { return stdlib(b, key), nil }}}
-	for _, k := range Kernels() {
-		if k.Supported() {
-			l = append(l, implementation{k.String(), func(key []byte) (cipher.AEAD, error) { return New(k, key) }})
+// measured are the reference, first, and the kernels that run here.
+func (s *Suite) measured() []Kernel {
+	l := []Kernel{{Name: s.ReferenceName, New: s.Reference}}
+	for _, k := range s.Kernels {
+		if k.Skip == "" && !k.Slow {
+			l = append(l, k)
 		}
 	}
 	return l
 }
 
 // operation returns what seals or opens a message of n bytes once.
-func operation(b *testing.B, i implementation, op string, n int) func() {
-	r := newRandom(1)
-	a, err := i.new(r.read(32))
-	if err != nil {
-		b.Fatal(err)
-	}
-	nonce, plain, aad := r.read(NonceSize), r.read(n), r.read(benchAAD)
+func operation(b *testing.B, k Kernel, op string, n int) func() {
+	r := NewRandom(1)
+	a := k.aead(b, r.Read(32))
+	nonce, plain, aad := r.Read(NonceSize), r.Read(n), r.Read(benchAAD)
 	out := make([]byte, 0, n+Overhead)
 	if op == "Seal" {
 		return func() { a.Seal(out, nonce, plain, aad) }
@@ -49,57 +40,51 @@ func operation(b *testing.B, i implementation, op string, n int) func() {
 	}
 }
 
-func benchmark(b *testing.B, op string) {
-	for _, i := range implementations(b) {
-		for _, n := range benchSizes {
-			b.Run(fmt.Sprintf("%s/%d", i.name, n), func(b *testing.B) {
-				f := operation(b, i, op, n)
-				b.SetBytes(int64(n))
-				b.ReportAllocs()
-				for b.Loop() {
-					f()
-				}
-			})
+// Benchmark measures sealing, opening, and new keys.
+func (s *Suite) Benchmark(b *testing.B) {
+	for _, op := range []string{"Seal", "Open"} {
+		for _, k := range s.measured() {
+			for _, n := range benchSizes {
+				b.Run(fmt.Sprintf("%s/%s/%d", op, k.Name, n), func(b *testing.B) {
+					f := operation(b, k, op, n)
+					b.SetBytes(int64(n))
+					b.ReportAllocs()
+					for b.Loop() {
+						f()
+					}
+				})
+			}
 		}
 	}
-}
-
-func BenchmarkSeal(b *testing.B) { benchmark(b, "Seal") }
-func BenchmarkOpen(b *testing.B) { benchmark(b, "Open") }
-
-func BenchmarkNew(b *testing.B) {
-	for _, i := range implementations(b) {
-		b.Run(i.name, func(b *testing.B) {
+	for _, k := range s.measured() {
+		b.Run("New/"+k.Name, func(b *testing.B) {
 			key := make([]byte, 32)
 			b.ReportAllocs()
 			for b.Loop() {
-				i.new(key)
+				k.New(key)
 			}
 		})
 	}
 }
 
-// BenchmarkRatio measures in one run how many times as fast as the standard library the kernels are: they take turns in short
+// Ratio measures in one run how many times as fast as the reference the kernels are: they take turns in short
 // slices, so that a busy machine slows down both, and medians are compared. NewSeal has a new key for each message, and shares
 // the cost of collecting what that leaves.
-func BenchmarkRatio(b *testing.B) {
-	all := implementations(b)
+func (s *Suite) Ratio(b *testing.B) {
+	all := s.measured()
 	for _, op := range []string{"Seal", "Open", "NewSeal"} {
-		for _, i := range all[1:] {
-			if i.name == Portable.String() {
-				continue
-			}
+		for _, k := range all[1:] {
 			for _, n := range benchSizes {
-				b.Run(fmt.Sprintf("%s/%s/%d", op, i.name, n), func(b *testing.B) {
+				b.Run(fmt.Sprintf("%s/%s/%d", op, k.Name, n), func(b *testing.B) {
 					work := [2]func(){}
-					for j, x := range []implementation{all[0], i} {
+					for j, x := range []Kernel{all[0], k} {
 						work[j] = operation(b, x, op, n)
 						if op == "NewSeal" {
-							r := newRandom(2)
-							key, nonce, plain, aad := r.read(32), r.read(NonceSize), r.read(n), r.read(benchAAD)
+							r := NewRandom(2)
+							key, nonce, plain, aad := r.Read(32), r.Read(NonceSize), r.Read(n), r.Read(benchAAD)
 							out := make([]byte, 0, n+Overhead)
 							work[j] = func() {
-								a, err := x.new(key)
+								a, err := x.New(key)
 								if err != nil {
 									b.Fatal(err)
 								}
@@ -120,8 +105,8 @@ func BenchmarkRatio(b *testing.B) {
 					}
 					slow, fast := median(taken[0]), median(taken[1])
 					b.ReportMetric(0, "ns/op")
-					b.ReportMetric(slow/fast, "times-stdlib")
-					b.ReportMetric(slow, "stdlib-ns")
+					b.ReportMetric(slow/fast, "times-"+s.ReferenceName)
+					b.ReportMetric(slow, s.ReferenceName+"-ns")
 					b.ReportMetric(fast, "kernel-ns")
 					b.ReportMetric(float64(n)/fast, "kernel-GB/s")
 				})
@@ -135,29 +120,23 @@ func median(v []float64) float64 {
 	return v[len(v)/2]
 }
 
-// BenchmarkCold opens and seals segments that are in no cache, as they come from disks and go there, in turns with copies of the same
+// Cold opens and seals segments that are in no cache, as they come from disks and go there, in turns with copies of the same
 // bytes.
 // copy-share is the time of the copy as a share of the kernel's: at 1 the cipher is free.
-func BenchmarkCold(b *testing.B) {
+func (s *Suite) Cold(b *testing.B) {
 	const size, text = 64 << 10, 65520
-	for _, i := range implementations(b)[1:] {
-		if i.name == Portable.String() {
-			continue
-		}
+	for _, k := range s.measured()[1:] {
 		for _, op := range []string{"Seal", "Open"} {
-			b.Run(op+"/"+i.name, func(b *testing.B) {
-				r := newRandom(1)
-				a, err := i.new(r.read(32))
-				if err != nil {
-					b.Fatal(err)
-				}
-				nonce, aad := r.read(NonceSize), r.read(benchAAD)
+			b.Run(op+"/"+k.Name, func(b *testing.B) {
+				r := NewRandom(1)
+				a := k.aead(b, r.Read(32))
+				nonce, aad := r.Read(NonceSize), r.Read(benchAAD)
 				cold := make([]byte, 512<<20)
-				hot := r.read(size)
+				hot := r.Read(size)
 				for at := 0; at < len(cold); at += size {
 					a.Seal(cold[at:at], nonce, hot[:text], aad)
 				}
-				kernel := func(at int) {
+				work := func(at int) {
 					if op == "Seal" {
 						a.Seal(cold[at:at], nonce, hot[:text], aad)
 					} else if _, err := a.Open(hot[:0], nonce, cold[at:at+size], aad); err != nil {
@@ -174,7 +153,7 @@ func BenchmarkCold(b *testing.B) {
 				var taken [2][]float64
 				at := 0
 				for b.Loop() {
-					for j, f := range []func(int){kernel, copies} {
+					for j, f := range []func(int){work, copies} {
 						start := time.Now()
 						for range 16 {
 							f(at)
@@ -183,10 +162,10 @@ func BenchmarkCold(b *testing.B) {
 						taken[j] = append(taken[j], float64(time.Since(start))/16)
 					}
 				}
-				k, c := median(taken[0]), median(taken[1])
+				kernel, c := median(taken[0]), median(taken[1])
 				b.ReportMetric(0, "ns/op")
-				b.ReportMetric(c/k, "copy-share")
-				b.ReportMetric(text/k, "kernel-GB/s")
+				b.ReportMetric(c/kernel, "copy-share")
+				b.ReportMetric(text/kernel, "kernel-GB/s")
 				b.ReportMetric(text/c, "copy-GB/s")
 			})
 		}

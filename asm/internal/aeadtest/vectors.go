@@ -1,4 +1,4 @@
-package gcm
+package aeadtest
 
 import (
 	"bytes"
@@ -25,8 +25,9 @@ func (h *hexBytes) UnmarshalText(text []byte) (err error) {
 	return err
 }
 
-func TestVectors(t *testing.T) {
-	for name, want := range map[string]int{"testdata/nist.json": 35, "testdata/wycheproof.json": 133} {
+// Vectors tests against the files, with so many vectors each.
+func (s *Suite) Vectors(t *testing.T, files map[string]int) {
+	for name, want := range files {
 		text, err := os.ReadFile(name)
 		if err != nil {
 			t.Fatal(err)
@@ -38,9 +39,9 @@ func TestVectors(t *testing.T) {
 		if len(file.Tests) != want {
 			t.Errorf("%s: %d vectors, want %d", name, len(file.Tests), want)
 		}
-		each(t, func(t *testing.T, k Kernel) {
+		s.each(t, func(t *testing.T, k Kernel) {
 			for _, v := range file.Tests {
-				a := mustNew(t, k, v.Key)
+				a := k.aead(t, v.Key)
 				sealed := append(bytes.Clone(v.CT), v.Tag...)
 				got, err := a.Open(nil, v.IV, sealed, v.AAD)
 				switch v.Result {
@@ -52,7 +53,7 @@ func TestVectors(t *testing.T) {
 						t.Errorf("%s: %s: sealed as %x", name, v.Comment, got)
 					}
 				case "invalid":
-					if !errors.Is(err, ErrOpen) {
+					if !errors.Is(err, s.ErrOpen) {
 						t.Errorf("%s: %s: accepted", name, v.Comment)
 					}
 				default:
