@@ -23,6 +23,7 @@ import (
 	"github.com/klauspost/cpuid/v2"
 	"github.com/minio/crc64nvme"
 
+	"coffer/asm/chacha"
 	"coffer/asm/gcm"
 )
 
@@ -222,14 +223,35 @@ func TestBrokenPathIsDisabled(t *testing.T) {
 	}
 }
 
+// kernel is one of ours.
+type kernel interface {
+	String() string
+	Needs() []cpuid.FeatureID
+	Supported() bool
+}
+
+// kernels are those of this build, by primitive.
+func kernels() map[Primitive][]kernel {
+	all := map[Primitive][]kernel{}
+	for _, k := range gcm.Kernels() {
+		all[AES256GCM] = append(all[AES256GCM], k)
+	}
+	for _, k := range chacha.Kernels() {
+		all[ChaCha20Poly1305] = append(all[ChaCha20Poly1305], k)
+	}
+	return all
+}
+
 // TestKernelWithoutFeature: a processor without one of the features is not let near the kernel.
 func TestKernelWithoutFeature(t *testing.T) {
-	for _, k := range gcm.Kernels() {
-		t.Run(k.String(), func(t *testing.T) { testKernelWithoutFeature(t, k) })
+	for p, all := range kernels() {
+		for _, k := range all {
+			t.Run(string(p)+"/"+k.String(), func(t *testing.T) { testKernelWithoutFeature(t, p, k) })
+		}
 	}
 }
 
-func testKernelWithoutFeature(t *testing.T, k gcm.Kernel) {
+func testKernelWithoutFeature(t *testing.T, p Primitive, k kernel) {
 	if !k.Supported() {
 		t.Skipf("this processor lacks one of %v", k.Needs())
 	}
@@ -240,23 +262,23 @@ func testKernelWithoutFeature(t *testing.T, k gcm.Kernel) {
 		}
 		paths := registry(&cpu)
 		for i := range paths {
-			if kernel := paths[i].newAEAD; paths[i].name == k.String() {
+			if kernel := paths[i].newAEAD; paths[i].primitive == p && paths[i].name == k.String() {
 				paths[i].newAEAD = func(key []byte) (cipher.AEAD, error) {
 					t.Errorf("without %v: path used", missing)
 					return kernel(key)
 				}
 			}
 		}
-		one := slices.DeleteFunc(specs(), func(s spec) bool { return s.primitive != AES256GCM })
+		one := slices.DeleteFunc(specs(), func(s spec) bool { return s.primitive != p })
 		e, err := probe(Options{Slice: time.Microsecond}, &cpu, one, paths)
 		if err != nil {
 			t.Fatal(err)
 		}
 		r := e.Report()
-		if got, want := find(r, AES256GCM, k.String()).SelfTest, "unsupported: needs "+missing.String(); got != want {
+		if got, want := find(r, p, k.String()).SelfTest, "unsupported: needs "+missing.String(); got != want {
 			t.Errorf("self-test %q, want %q", got, want)
 		}
-		if c := chosen(r, AES256GCM); c == k.String() {
+		if c := chosen(r, p); c == k.String() {
 			t.Errorf("without %v: chosen", missing)
 		}
 	}
@@ -265,22 +287,26 @@ func testKernelWithoutFeature(t *testing.T, k gcm.Kernel) {
 // TestKernelIsChosen: where there are kernels one of them is chosen, as each is several times as fast as the standard library. Which it is depends
 // on what else the machine does meanwhile.
 func TestKernelIsChosen(t *testing.T) {
-	if !gcm.VAES512.Supported() {
-		t.Skipf("this processor lacks one of %v", gcm.VAES512.Needs())
-	}
-	e, err := probeOne(Options{}, AES256GCM, registry(&cpuid.CPU))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if c := chosen(e.Report(), AES256GCM); !slices.ContainsFunc(gcm.Kernels(), func(k gcm.Kernel) bool { return k.String() == c }) {
-		t.Errorf("chose %s: %+v", c, e.Report().Paths)
-	}
-	a, err := e.AEAD(AES256GCM, make([]byte, 32))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, ok := a.(*gcm.AEAD); !ok {
-		t.Errorf("AEAD is a %T", a)
+	for p, all := range kernels() {
+		t.Run(string(p), func(t *testing.T) {
+			if best := all[min(1, len(all)-1)]; best.String() == "portable" || !best.Supported() {
+				t.Skipf("this build, or this processor, has no kernel: %v", best.Needs())
+			}
+			e, err := probeOne(Options{}, p, registry(&cpuid.CPU))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if c := chosen(e.Report(), p); !slices.ContainsFunc(all, func(k kernel) bool { return k.String() == c }) {
+				t.Errorf("chose %s: %+v", c, e.Report().Paths)
+			}
+			a, err := e.AEAD(p, make([]byte, 32))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, ok := a.(interface{ Wipe() }); !ok {
+				t.Errorf("AEAD is a %T", a)
+			}
+		})
 	}
 }
 

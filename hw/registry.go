@@ -17,6 +17,7 @@ import (
 	"github.com/minio/crc64nvme"
 	"golang.org/x/crypto/chacha20poly1305"
 
+	"coffer/asm/chacha"
 	"coffer/asm/gcm"
 )
 
@@ -59,15 +60,21 @@ func registry(cpu *cpuid.CPUInfo) []path {
 	}
 	for _, k := range gcm.Kernels() {
 		if k != gcm.Portable { // for tests, and slow
-			paths = append(paths, path{primitive: AES256GCM, name: k.String(), needs: k.Needs(), newAEAD: newKernelGCM(k)})
+			paths = append(paths, path{primitive: AES256GCM, name: k.String(), needs: k.Needs(), newAEAD: newKernel(gcm.New, k)})
+		}
+	}
+	for _, k := range chacha.Kernels() {
+		if k != chacha.Portable {
+			paths = append(paths, path{primitive: ChaCha20Poly1305, name: k.String(), needs: k.Needs(), newAEAD: newKernel(chacha.New, k)})
 		}
 	}
 	return paths
 }
 
-func newKernelGCM(k gcm.Kernel) func(key []byte) (cipher.AEAD, error) {
+// newKernel is the constructor of a package of kernels for one of them.
+func newKernel[K any, A cipher.AEAD](newAEAD func(K, []byte) (A, error), k K) func(key []byte) (cipher.AEAD, error) {
 	return func(key []byte) (cipher.AEAD, error) {
-		a, err := gcm.New(k, key)
+		a, err := newAEAD(k, key)
 		if err != nil {
 			return nil, err // not a nil pointer in an interface
 		}
