@@ -150,7 +150,11 @@ func (r *uploadRecord) appendTo(b []byte) []byte {
 func (r *uploadPart) appendTo(b []byte) []byte {
 	b = binary.BigEndian.AppendUint64(appendHead(b, kindPart), r.bucket)
 	b = append(appendBytes(b, r.key), r.upload[:]...)
-	return appendPart(b, &r.part)
+	b = appendPart(b, &r.part)
+	if r.part.claimed.Algo != AlgoNone {
+		b = appendChecksum(b, &r.part.claimed)
+	}
+	return b
 }
 
 func (r *bucketRecord) appendTo(b []byte) []byte {
@@ -532,6 +536,11 @@ func decodeUploadPart(body []byte) (*uploadPart, error) {
 		return nil, errors.Join(errRecord, err)
 	}
 	r := &uploadPart{bucket: d.uint64(), key: d.string(), upload: d.id(), part: d.part()}
+	if len(d.s) > 0 {
+		if r.part.claimed = d.checksum(); r.part.claimed.Algo == AlgoNone {
+			d.fail()
+		}
+	}
 	return r, d.end()
 }
 

@@ -30,6 +30,10 @@ func sampleRecords() map[string]interface{ appendTo([]byte) []byte } {
 	part := func(n int) partRecord {
 		return partRecord{number: n, modified: 1700000000001, etag: etag{sum: id(6)}, checksum: sum, wrapped: []byte("wrapped"), stream: bulk}
 	}
+	claimed := func(p partRecord) partRecord {
+		p.claimed = Checksum{Algo: AlgoCRC32, Sum: []byte{1, 2, 3, 4}}
+		return p
+	}
 	obj := objectRecord{kind: kindObject, bucket: 0x0102030405060708, key: "dir/ké", version: id(1), modified: 1700000000000,
 		size: 5, etag: etag{sum: id(2)}, checksum: sum, sse: sse, content: content{single: stream{alg: 1, id: id(3), size: 5}}, meta: meta}
 	customer, large, multi, overflow := obj, obj, obj, obj
@@ -44,7 +48,8 @@ func sampleRecords() map[string]interface{ appendTo([]byte) []byte } {
 		"abort":     &keyRecord{kind: kindAbort, bucket: 8, key: "k", version: id(4), at: 1700000000000},
 		"upload": &uploadRecord{bucket: 8, key: "k", id: id(4), at: 1700000000000, algo: AlgoSHA256, composite: true, sse: sse,
 			meta: meta},
-		"part": &uploadPart{bucket: 8, key: "k", upload: id(4), part: part(7)},
+		"part":              &uploadPart{bucket: 8, key: "k", upload: id(4), part: part(7)},
+		"part with a claim": &uploadPart{bucket: 8, key: "k", upload: id(4), part: claimed(part(7))},
 		"bucket": &bucketRecord{id: 8, name: "photos", created: 1700000000000, owner: "AKIA", region: "eu",
 			encryption: &BucketEncryption{Mode: ModeKMS, KMSKeyID: "key", BucketKey: true},
 			keys:       []kms.BucketKey{{Epoch: 1, Wrapped: []byte("w1")}, {Epoch: 2, Wrapped: []byte("w2")}}},
@@ -98,6 +103,9 @@ func TestRecordRoundTrip(t *testing.T) {
 			t.Errorf("%s:\n%s", name, d)
 		}
 		for n := range len(body) {
+			if name == "part with a claim" && n == len(sampleRecords()["part"].appendTo(nil)) {
+				continue // that is all of a part without one
+			}
 			if _, err := decodeAny(body[:n]); !errors.Is(err, disk.ErrCorrupt) {
 				t.Errorf("%s cut to %d of %d bytes: %v", name, n, len(body), err)
 			}

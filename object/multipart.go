@@ -140,6 +140,9 @@ func (s *Store) putPart(ctx context.Context, bucket, key, id string, number int,
 	}
 	r := uploadPart{bucket: b.id, key: key, upload: u.id, part: partRecord{number: number, checksum: sealed.stored,
 		etag: bodyETag(u.sse.mode, sealed.sums.MD5), stream: sealed.stream}}
+	if spec.claim != AlgoNone {
+		r.part.claimed = sealed.sums.Checksum
+	}
 	if err := s.wrapPartKey(&uploadKey, b.id, u.id, &r.part, &dataKey); err != nil {
 		return nil, err
 	}
@@ -295,28 +298,37 @@ func (s *Store) gather(u *uploadRecord, o *CompleteOptions, r *objectRecord) err
 	hash := md5.New()
 	for i, c := range o.Parts {
 		at, ok := slices.BinarySearchFunc(have, c.Number, func(p partRecord, n int) int { return p.number - n })
-		if !ok || !have[at].matches(&c) {
+		if !ok {
 			return fmt.Errorf("part %d: %w", c.Number, ErrInvalidPart)
 		}
 		p := &have[at]
+		if err := p.matches(&c); err != nil {
+			return fmt.Errorf("part %d: %w", c.Number, err)
+		}
 		if p.size < MinPartSize && i < len(o.Parts)-1 {
 			return fmt.Errorf("part %d: %d bytes: %w", c.Number, p.size, ErrPartTooSmall)
 		}
 		r.size += p.size
 		hash.Write(p.etag.sum[:])
 		r.content.parts = append(r.content.parts, *p)
+		r.content.parts[i].claimed = Checksum{}
 	}
 	if r.size > MaxObjectSize {
 		return ErrTooLarge
-	}
-	if o.Size >= 0 && o.Size != r.size {
-		return fmt.Errorf("%d bytes claimed, parts have %d: %w", o.Size, r.size, ErrSizeMismatch)
 	}
 	r.etag = etag{id16(hash.Sum(nil)), uint32(len(o.Parts))}
 	if u.composite {
 		r.checksum = s.digests.composite(u.algo, r.content.parts)
 	} else {
 		r.checksum = fullObject(u.algo, r.content.parts)
+	}
+	return o.matches(r)
+}
+
+// matches holds what a client claims of the whole object against it.
+func (o *CompleteOptions) matches(r *objectRecord) error {
+	if o.Size >= 0 && o.Size != r.size {
+		return fmt.Errorf("%d bytes claimed, parts have %d: %w", o.Size, r.size, ErrSizeMismatch)
 	}
 	if c := &o.Checksum; c.Algo == r.checksum.Algo && c.Composite == r.checksum.Composite && !slices.Equal(c.Sum, r.checksum.Sum) {
 		return ErrBadDigest
@@ -326,13 +338,25 @@ func (s *Store) gather(u *uploadRecord, o *CompleteOptions, r *objectRecord) err
 	return nil
 }
 
-// matches holds a client's claim against the part. A checksum of another algorithm than the upload's was checked when the part
-// came and is not kept.
-func (p *partRecord) matches(c *CompletePart) bool {
+// matches holds what a client claims of a part against it. A checksum of an algorithm that the part has none of cannot be true.
+func (p *partRecord) matches(c *CompletePart) error {
 	if p.etag.String() != c.ETag {
-		return false
+		return ErrInvalidPart
 	}
-	return c.Checksum.Algo != p.checksum.Algo || slices.Equal(c.Checksum.Sum, p.checksum.Sum)
+	switch c.Checksum.Algo {
+	case AlgoNone:
+		return nil
+	case p.checksum.Algo:
+		if !slices.Equal(c.Checksum.Sum, p.checksum.Sum) {
+			return ErrInvalidPart
+		}
+		return nil
+	case p.claimed.Algo:
+		if slices.Equal(c.Checksum.Sum, p.claimed.Sum) {
+			return nil
+		}
+	}
+	return ErrBadDigest
 }
 
 // completed answers a repeated complete: the object must be the one that the upload became, of the same parts.
@@ -356,10 +380,14 @@ func (s *Store) completed(ctx context.Context, b *bucketRecord, key, id string, 
 		return Object{}, err
 	}
 	same := slices.EqualFunc(f.rec.content.parts, o.Parts, func(p partRecord, c CompletePart) bool {
-		return p.number == c.Number && p.matches(&c)
+		p.claimed = c.Checksum // what the part had of another algorithm is not kept
+		return p.number == c.Number && p.matches(&c) == nil
 	})
 	if !same {
 		return Object{}, ErrNoSuchUpload
+	}
+	if err := o.matches(f.rec); err != nil {
+		return Object{}, err
 	}
 	return f.rec.object(b.name), nil
 }

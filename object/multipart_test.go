@@ -131,6 +131,47 @@ func TestMultipart(t *testing.T) {
 	}
 }
 
+// TestPartClaims: what complete claims of a part is true, also of a checksum that is not the upload's, before and after a rebuild.
+func TestPartClaims(t *testing.T) {
+	for _, algo := range []Algo{AlgoCRC64NVME, AlgoCRC32} {
+		f := newFixture(t, testOptions(t))
+		u := f.upload("k", UploadOptions{Checksum: algo})
+		body := []byte("the last part")
+		part := f.part(u, 1, body, PartOptions{Checksum: AlgoSHA256})
+		f.reopen(true)
+		sums := map[Algo][]byte{algo: sumOf(t, algo, body), AlgoSHA256: sumOf(t, AlgoSHA256, body), AlgoSHA1: sumOf(t, AlgoSHA1, body)}
+		complete := func(c Checksum) error {
+			o := claim(part)
+			o.Parts[0].Checksum = c
+			_, err := f.CompleteUpload(t.Context(), "b", "k", u.ID, o)
+			return err
+		}
+		for a, sum := range sums {
+			if err := complete(Checksum{Algo: a, Sum: append([]byte{^sum[0]}, sum[1:]...)}); !errors.Is(err, ErrBadDigest) && !(a == algo && errors.Is(err, ErrInvalidPart)) {
+				t.Errorf("upload of algorithm %d, part with a false sum of %d: %v", algo, a, err)
+			}
+		}
+		if err := complete(Checksum{Algo: AlgoSHA1, Sum: sums[AlgoSHA1]}); !errors.Is(err, ErrBadDigest) { // it may be true, but nobody knows
+			t.Errorf("upload of algorithm %d, part with a sum that was not proved: %v", algo, err)
+		}
+		if err := complete(Checksum{Algo: AlgoSHA256, Sum: sums[AlgoSHA256]}); err != nil {
+			t.Errorf("upload of algorithm %d, part with a true sum: %v", algo, err)
+		}
+		if err := complete(Checksum{Algo: AlgoSHA256, Sum: sums[AlgoSHA256]}); err != nil {
+			t.Errorf("again: %v", err)
+		}
+		again := claim(part)
+		again.Size = 99
+		if _, err := f.CompleteUpload(t.Context(), "b", "k", u.ID, again); !errors.Is(err, ErrSizeMismatch) {
+			t.Errorf("again, of another size: %v", err)
+		}
+		again.Size, again.Checksum = -1, Checksum{Algo: algo, Sum: make([]byte, len(sums[algo]))}
+		if _, err := f.CompleteUpload(t.Context(), "b", "k", u.ID, again); !errors.Is(err, ErrBadDigest) {
+			t.Errorf("again, of another checksum: %v", err)
+		}
+	}
+}
+
 func TestCompleteRefuses(t *testing.T) {
 	f := newFixture(t, testOptions(t))
 	u := f.upload("k", UploadOptions{})

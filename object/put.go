@@ -269,19 +269,25 @@ func (s *Store) remove(ctx context.Context, b *bucketRecord, key string, c Condi
 	return s.append(ctx, disk.Record{Body: *buf, Essential: true})
 }
 
-// DeleteMany removes objects, many to a commit. It returns one error per key, nil for success.
-func (s *Store) DeleteMany(ctx context.Context, bucket string, keys []string) []error {
-	errs := make([]error, len(keys))
+// Deletion is one of DeleteMany.
+type Deletion struct {
+	Key        string
+	Conditions Conditions
+}
+
+// DeleteMany removes objects, many to a commit, in any order. It returns one error for each, nil for success.
+func (s *Store) DeleteMany(ctx context.Context, bucket string, all []Deletion) []error {
+	errs := make([]error, len(all))
 	var wg sync.WaitGroup
 	next := make(chan int)
-	for range min(deleteWorkers, len(keys)) {
+	for range min(deleteWorkers, len(all)) {
 		wg.Go(func() {
 			for i := range next {
-				errs[i] = s.Delete(ctx, bucket, keys[i], Conditions{})
+				errs[i] = s.Delete(ctx, bucket, all[i].Key, all[i].Conditions)
 			}
 		})
 	}
-	for i := range keys {
+	for i := range all {
 		next <- i
 	}
 	close(next)

@@ -58,6 +58,8 @@ type partRecord struct {
 	checksum Checksum
 	wrapped  []byte // the part's data key under the upload's key
 	stream
+
+	claimed Checksum // by the client, of another algorithm than checksum, and true; until the upload is complete
 }
 
 // manifest points to the sealed encoding of a content that is too large for a record.

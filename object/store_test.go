@@ -498,18 +498,25 @@ func TestClosed(t *testing.T) {
 
 func TestDeleteMany(t *testing.T) {
 	f := newFixture(t, testOptions(t))
-	var keys []string
+	var all []Deletion
 	for i := range 200 {
-		keys = append(keys, fmt.Sprintf("k%03d", i))
-		f.put(keys[i], []byte{1}, PutOptions{})
+		d := Deletion{Key: fmt.Sprintf("k%03d", i)}
+		o := f.put(d.Key, []byte{1}, PutOptions{})
+		switch {
+		case i == 7:
+			d.Conditions.IfMatch = "another"
+		case i%2 == 0:
+			d.Conditions.IfMatch = o.ETag
+		}
+		all = append(all, d)
 	}
 	stripes := len(f.log.history)
-	for i, err := range f.DeleteMany(t.Context(), "b", append(keys, "absent", "")) {
-		if (err != nil) != (i == 201) {
+	for i, err := range f.DeleteMany(t.Context(), "b", append(all, Deletion{Key: "absent"}, Deletion{})) {
+		if (err != nil) != (i == 201 || i == 7) || i == 7 && !errors.Is(err, ErrPreconditionFailed) {
 			t.Errorf("key %d: %v", i, err)
 		}
 	}
-	if p, err := f.List(t.Context(), "b", ListOptions{Max: 10}); err != nil || len(p.Objects) != 0 {
+	if p, err := f.List(t.Context(), "b", ListOptions{Max: 10}); err != nil || len(p.Objects) != 1 || p.Objects[0].Key != "k007" {
 		t.Errorf("left: %+v, %v", p, err)
 	}
 	t.Logf("200 deletes in %d stripes", len(f.log.history)-stripes)

@@ -91,6 +91,20 @@ func (s *Server) openBody(c *call) error {
 	return nil
 }
 
+// maxIgnored is how long a body may be where none is meant.
+const maxIgnored = 1 << 20
+
+// discard reads a body where none is meant, which is ignored but for what is signed of it.
+func (b *body) discard() error {
+	if _, err := io.CopyN(io.Discard, b, maxIgnored); err != io.EOF {
+		if err == nil {
+			err = b.finish()
+		}
+		return err
+	}
+	return nil
+}
+
 // finish makes sure that the body ended and was verified. A store that stops at the declared size has not seen the end of an
 // empty body.
 func (b *body) finish() error {

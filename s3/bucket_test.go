@@ -294,8 +294,14 @@ func TestDeleteObjects(t *testing.T) {
 	e.refused("POST", "/bkt?delete", nil, body, "400 InvalidRequest")
 	e.refused("POST", "/bkt?delete", hdr(md5Header("other")...), body, "400 BadDigest")
 	for _, doc := range []string{"<Delete></Delete>", "<Delete>" + strings.Repeat("<Object><Key>k</Key></Object>", maxDeleteKeys+1) + "</Delete>", "x", "",
-		"<Delete><Object><Key>b</Key><Key>d</Key></Object></Delete>"} {
+		"<Delete><Object><Key>b</Key><Key>d</Key></Object></Delete>", `<Delete><Object><Key>d</Key><Etag>"x"</Etag></Object></Delete>`} {
 		e.refused("POST", "/bkt?delete", hdr(md5Header(doc)...), doc, "400 MalformedXML")
+	}
+	for _, etag := range []string{"", `""`, `"x"`} { // a condition that is not understood is not left out
+		doc := "<Delete><Object><Key>d</Key><ETag>" + etag + "</ETag></Object></Delete>"
+		if a := e.ok("POST", "/bkt?delete", hdr(md5Header(doc)...), doc); !strings.Contains(a.body, "<Error>") {
+			t.Errorf("deletion with ETag %q: %s", etag, a.body)
+		}
 	}
 	e.ok("GET", "/bkt/d", nil, "")
 	e.refused("POST", "/none?delete", hdr(md5Header(quiet)...), quiet, "404 NoSuchBucket")
@@ -325,7 +331,8 @@ func TestDeleteOddKeys(t *testing.T) {
 	for key, want := range map[string]string{
 		"&#1;": "\x01", "&#x0001;": "\x01", "\U00100001": "\U00100001", "&#x100001;": "\U00100001", "&amp;#x1;": "&#x1;",
 		"<![CDATA[&#x21;]]>": "&#x21;", "&#xD800;": "", "&#x110000;": "", "&#99999999999;": "",
-		"&#x1;\U00100001": "", "&#x1;&#1048577;": "", "<![CDATA[x]]>&#x1;": "",
+		"&#x1;\U00100001": "\x01\U00100001", "&#x1;&#1048577;\U00100040": "\x01\U00100001\U00100040", "&#xFFFE;\U0010FFFF": "\uFFFE\U0010FFFF",
+		"<![CDATA[x]]>&#x1;": "",
 	} {
 		var doc deleteXML
 		err := decodeDelete([]byte("<Delete><Object><Key>"+key+"</Key></Object></Delete>"), &doc)

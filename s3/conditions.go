@@ -83,22 +83,22 @@ func quoteETag(etag string) string { return `"` + etag + `"` }
 func writeConditions(h http.Header) (object.Conditions, error) {
 	var cond object.Conditions
 	for _, name := range []string{"If-Modified-Since", "If-Unmodified-Since"} {
-		if h.Get(name) != "" {
+		if len(h.Values(name)) > 0 {
 			return cond, notImplementedHeader(name)
 		}
 	}
-	if v := h.Get("If-None-Match"); v != "" {
-		if strings.TrimSpace(v) != "*" {
+	if v := h.Values("If-None-Match"); len(v) > 0 {
+		if strings.TrimSpace(v[0]) != "*" {
 			return cond, notImplementedHeader("If-None-Match")
 		}
 		cond.IfNoneMatch = "*"
 	}
-	if v := h.Get("If-Match"); v != "" {
-		if strings.Contains(v, ",") {
+	if v := h.Values("If-Match"); len(v) > 0 {
+		if strings.Contains(v[0], ",") {
 			return cond, notImplementedHeader("If-Match")
 		}
-		if cond.IfMatch = trimETag(v); cond.IfMatch == "" {
-			return cond, invalidArgument("If-Match", v, "The If-Match header is invalid.")
+		if cond.IfMatch = trimETag(v[0]); cond.IfMatch == "" { // as from a client whose variable was empty
+			return cond, invalidArgument("If-Match", v[0], "The If-Match header is invalid.")
 		}
 	}
 	return cond, nil

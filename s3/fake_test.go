@@ -297,10 +297,10 @@ func (f *fakeStore) Delete(_ context.Context, bucket, key string, cond object.Co
 	return nil
 }
 
-func (f *fakeStore) DeleteMany(ctx context.Context, bucket string, keys []string) []error {
-	errs := make([]error, len(keys))
-	for i, k := range keys {
-		errs[i] = f.Delete(ctx, bucket, k, object.Conditions{})
+func (f *fakeStore) DeleteMany(ctx context.Context, bucket string, all []object.Deletion) []error {
+	errs := make([]error, len(all))
+	for i, d := range all {
+		errs[i] = f.Delete(ctx, bucket, d.Key, d.Conditions)
 	}
 	return errs
 }

@@ -193,7 +193,7 @@ func (s *Server) completeUpload(c *call) error {
 }
 
 // completeOptions reads the headers and the document of CompleteMultipartUpload. Its x-amz-checksum-* header is the object's, not
-// the document's; only Content-MD5 covers that.
+// the document's: only Content-MD5 and a trailer cover that.
 func (s *Server) completeOptions(c *call, id string) (opt object.CompleteOptions, err error) {
 	h := c.r.Header.Clone()
 	h.Del("X-Amz-Sdk-Checksum-Algorithm") // says how the SDK would sum the document
@@ -205,7 +205,11 @@ func (s *Server) completeOptions(c *call, id string) (opt object.CompleteOptions
 	if err != nil {
 		return opt, err
 	}
-	body, err := c.readDocument(claim{md5: cl.md5})
+	of := claim{md5: cl.md5} // what is claimed of the document
+	if cl.trailer {
+		of = cl
+	}
+	body, err := c.readDocument(of)
 	if err != nil {
 		return opt, err
 	}

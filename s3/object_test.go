@@ -180,6 +180,13 @@ func TestWriteConditions(t *testing.T) {
 	}
 	e.ok("PUT", "/bkt/k", hdr("If-Match", `"`+helloMD5+`"`), "other")
 	e.refused("DELETE", "/bkt/k", hdr("If-Match", `"x"`), "", "412 PreconditionFailed")
+	for _, h := range []http.Header{{"If-Match": {""}}, {"If-None-Match": {""}}, {"If-Match": {"", "*"}}, {"If-None-Match": {"", "*"}}, {"If-Modified-Since": {""}}} {
+		for _, method := range []string{"PUT", "DELETE"} { // as of a client whose variable was empty
+			if a := e.do(method, "/bkt/k", h.Clone(), "other"); a.StatusCode/100 == 2 {
+				t.Errorf("%s with %v: %d", method, h, a.StatusCode)
+			}
+		}
+	}
 	e.refused("DELETE", "/bkt/k", hdr("x-amz-if-match-size", "1"), "", "501 NotImplemented")
 	e.ok("DELETE", "/bkt/k", hdr("If-Match", "*"), "")
 }
@@ -203,6 +210,16 @@ func TestDigests(t *testing.T) {
 	e.refused("PUT", "/bkt/bad", hdr("x-amz-content-sha256", hex.EncodeToString(sha)), "hellO", "400 XAmzContentSHA256Mismatch")
 	e.refused("PUT", "/bkt/bad", hdr("x-amz-content-sha256", hex.EncodeToString(sha)), "", "400 XAmzContentSHA256Mismatch")
 	e.refused("GET", "/bkt/bad", nil, "", "404 NoSuchKey")
+
+	// Where no body is meant, what was signed of it holds all the same.
+	e.refused("DELETE", "/bkt/k", hdr("x-amz-content-sha256", hex.EncodeToString(sha)), "", "400 XAmzContentSHA256Mismatch")
+	e.refused("DELETE", "/bkt/k", hdr("x-amz-content-sha256", hex.EncodeToString(sha)), "hellO", "400 XAmzContentSHA256Mismatch")
+	e.refused("POST", "/bkt/k?uploads", hdr("x-amz-content-sha256", hex.EncodeToString(sha)), "hellO", "400 XAmzContentSHA256Mismatch")
+	e.ok("DELETE", "/bkt/k", hdr("x-amz-content-sha256", hex.EncodeToString(sha)), "hello")
+
+	// A field in two lines is one: no line goes unseen.
+	e.refused("PUT", "/bkt/bad", http.Header{"Content-Md5": {good, "AAAAAAAAAAAAAAAAAAAAAA=="}}, "hello", "400 InvalidDigest")
+	e.refused("PUT", "/bkt/bad", http.Header{"X-Amz-Server-Side-Encryption": {"AES256", "aws:kms"}}, "hello", "400 InvalidArgument")
 }
 
 // chunked frames a body as STREAMING-UNSIGNED-PAYLOAD-TRAILER does.
@@ -254,6 +271,10 @@ func TestTrailers(t *testing.T) {
 	refused("400 IncompleteBody", func(h http.Header, s string) string {
 		h.Set("x-amz-decoded-content-length", fmt.Sprint(len(data)+1))
 		return s
+	})
+	refused("400 InvalidRequest", func(h http.Header, s string) string { // in two lines
+		h["X-Amz-Trailer"] = append(h["X-Amz-Trailer"], "x-amz-checksum-sha256")
+		return strings.TrimSuffix(s, "\r\n") + "x-amz-checksum-sha256:" + checksumOf("SHA256", "WRONG") + "\r\n\r\n"
 	})
 	refused("411 MissingContentLength", func(h http.Header, s string) string {
 		h.Del("x-amz-decoded-content-length")

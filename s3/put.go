@@ -233,25 +233,23 @@ func (s *Server) deleteObjects(c *call) error {
 	return c.xml(s.deleteAll(c, doc))
 }
 
-// deleteAll deletes what may be deleted: unconditional keys in one go, others one by one, and answers in the order of the request.
+// deleteAll deletes what may be deleted, in one go, and answers in the order of the request.
 func (s *Server) deleteAll(c *call, doc deleteXML) deleteResultXML {
 	errs := make([]error, len(doc.Objects))
-	var keys []string
+	var all []object.Deletion
 	var index []int
 	for i, o := range doc.Objects {
-		switch errs[i] = s.mayDelete(c, o); {
-		case errs[i] != nil:
-		case o.ETag != "":
-			cond := object.Conditions{IfMatch: trimETag(o.ETag)}
-			errs[i] = explain(s.opt.Store.Delete(c.ctx, c.bucket, o.Key, cond), cond)
-		default:
-			keys, index = append(keys, o.Key), append(index, i)
+		if errs[i] = s.mayDelete(c, o); errs[i] != nil {
+			continue
 		}
+		d := object.Deletion{Key: o.Key}
+		if o.ETag != nil {
+			d.Conditions.IfMatch = trimETag(*o.ETag)
+		}
+		all, index = append(all, d), append(index, i)
 	}
-	if len(keys) > 0 {
-		for j, err := range s.opt.Store.DeleteMany(c.ctx, c.bucket, keys) {
-			errs[index[j]] = err
-		}
+	for i, err := range s.opt.Store.DeleteMany(c.ctx, c.bucket, all) {
+		errs[index[i]] = explain(err, all[i].Conditions)
 	}
 	var res deleteResultXML
 	for i, o := range doc.Objects {
@@ -284,8 +282,10 @@ func (s *Server) mayDelete(c *call, o deleteObjectXML) error {
 	switch {
 	case o.VersionID != "" && o.VersionID != nullVersion:
 		return errNoSuchVersion
-	case o.LastModifiedTime != "" || o.Size != "":
+	case o.LastModifiedTime != nil || o.Size != nil:
 		return errNotImplemented
+	case o.ETag != nil && trimETag(*o.ETag) == "":
+		return invalidArgument("ETag", *o.ETag, "The ETag of a conditional delete is empty.")
 	}
 	return nil
 }

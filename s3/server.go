@@ -19,6 +19,7 @@ import (
 	"net/http"
 	"regexp"
 	"runtime/debug"
+	"strings"
 	"time"
 
 	"coffer/object"
@@ -38,7 +39,7 @@ type Store interface {
 	Head(ctx context.Context, bucket, key string, opt object.GetOptions) (object.Object, error)
 	Get(ctx context.Context, bucket, key string, opt object.GetOptions) (object.Reader, error)
 	Delete(ctx context.Context, bucket, key string, cond object.Conditions) error
-	DeleteMany(ctx context.Context, bucket string, keys []string) []error
+	DeleteMany(ctx context.Context, bucket string, all []object.Deletion) []error
 	Copy(ctx context.Context, src object.CopySource, bucket, key string, opt object.CopyOptions) (object.Object, error)
 	List(ctx context.Context, bucket string, opt object.ListOptions) (object.ListPage, error)
 
@@ -235,6 +236,7 @@ func (s *Server) run(c *call) (err error) {
 			err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
 		}
 	}()
+	combine(c.r.Header)
 	if c.request, err = s.router.parse(c.r); err != nil {
 		return err
 	}
@@ -258,7 +260,22 @@ func (s *Server) run(c *call) (err error) {
 	if err := s.checkOwner(c); err != nil {
 		return err
 	}
+	if c.op.body == bodyNone {
+		if err := c.body.discard(); err != nil {
+			return err
+		}
+	}
 	return c.op.handle(s, c)
+}
+
+// combine makes one line of fields that came in several (RFC 9110 section 5.2), as signatures see them: nothing that a client said is
+// then left out by who looks at the first line alone.
+func combine(h http.Header) {
+	for name, values := range h {
+		if len(values) > 1 {
+			h[name] = []string{strings.Join(values, ",")}
+		}
+	}
 }
 
 // fail answers err and returns its code. Internal text goes to the log under the request id, never to the client. Names of buckets

@@ -345,7 +345,7 @@ func (s failingStore) Put(ctx context.Context, bucket, key string, body io.Reade
 	return object.Object{}, s.fault("put")
 }
 
-func (s failingStore) DeleteMany(context.Context, string, []string) []error {
+func (s failingStore) DeleteMany(context.Context, string, []object.Deletion) []error {
 	return []error{s.fault("delete")}
 }
 

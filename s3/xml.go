@@ -202,10 +202,10 @@ type deleteXML struct {
 
 type deleteObjectXML struct {
 	Key              string
-	VersionID        string `xml:"VersionId"`
-	ETag             string
-	LastModifiedTime string
-	Size             string
+	VersionID        string  `xml:"VersionId"`
+	ETag             *string // conditions: one that is there and empty is not absent
+	LastModifiedTime *string
+	Size             *string
 }
 
 type deleteResultXML struct {

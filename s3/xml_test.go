@@ -66,7 +66,9 @@ func TestDecodeXML(t *testing.T) {
 		"repeated, prefixed": {`<Delete xmlns:x="urn:x"><Object><Key>a</Key><x:Key>b</x:Key></Object></Delete>`, false},
 		"repeated, apart":    {`<Delete><Quiet>true</Quiet><Object><Key>a</Key></Object><Quiet>false</Quiet></Delete>`, false},
 		"repeated object":    {`<Delete><Object><Key>a</Key></Object><Object><Key>a</Key></Object></Delete>`, true},
-		"unknown elements":   {`<Delete><Object><Key>a</Key><Future/></Object></Delete>`, true},
+		"unknown elements":   {`<Delete><Object><Key>a</Key><Future/></Object></Delete>`, false},
+		"other case":         {`<Delete><Object><Key>a</Key><Etag>"b"</Etag></Object></Delete>`, false},
+		"elements in text":   {`<Delete><Object><Key>a<b/></Key></Object></Delete>`, false},
 		"cdata is character": {`<Delete><Object><Key><![CDATA[a<b]]></Key></Object></Delete>`, true},
 	} {
 		var d deleteXML
@@ -85,6 +87,9 @@ func TestRepeatedElements(t *testing.T) {
 		xml string
 		ok  bool
 	}{
+		{new(createBucketXML), `<CreateBucketConfiguration><Location><Name>a</Name><Type>b</Type></Location></CreateBucketConfiguration>`, true},
+		{new(completeUploadXML), `<CompleteMultipartUpload><Part><PartNumber>1</PartNumber><ETag>a</ETag><ChecksumCRC32>b</ChecksumCRC32></Part></CompleteMultipartUpload>`, true},
+		{new(encryptionXML), `<ServerSideEncryptionConfiguration><Rule><ApplyServerSideEncryptionByDefault><Future/></ApplyServerSideEncryptionByDefault></Rule></ServerSideEncryptionConfiguration>`, false},
 		{new(createBucketXML), `<CreateBucketConfiguration><LocationConstraint>a</LocationConstraint><LocationConstraint>b</LocationConstraint></CreateBucketConfiguration>`, false},
 		{new(completeUploadXML), `<CompleteMultipartUpload><Part><PartNumber>1</PartNumber></Part><Part><PartNumber>2</PartNumber></Part></CompleteMultipartUpload>`, true},
 		{new(completeUploadXML), `<CompleteMultipartUpload><Part><PartNumber>1</PartNumber><PartNumber>2</PartNumber></Part></CompleteMultipartUpload>`, false},

@@ -337,6 +337,9 @@ func parseRecord(body []byte) (any, error) {
 		rec = u
 	case recPart:
 		rec = &uploadPart{f.bucket(), f.string(), f.id(), f.part()}
+		if len(f.p) > 0 {
+			f.checksum()
+		}
 	case recConfig:
 		rec = &config{f.string(), f.bool(), f.bytes()}
 	}
