@@ -10,7 +10,9 @@ PKGVERSION = $(subst -,+,$(patsubst v%,%,$(if $(filter v%,$(VERSION)),,0~)$(VERS
 EPOCH      = $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
 ARCH      ?= $(shell $(GO) env GOARCH)
 
-TOOL      := $(GO) tool -modfile=$(CURDIR)/tools.mod
+TOOL      := $(GO) tool -modfile="$(CURDIR)/tools.mod"
+# Lists what was skipped and why, which go test does not; where it cannot be had, go test does.
+GOTEST     = $(shell $(TOOL) gotestsum --version >/dev/null 2>&1 && echo '$(TOOL) gotestsum --format standard-quiet --' || echo '$(GO) test')
 LDFLAGS   := -X main.version=$(VERSION)
 # Modules of their own, so that what they pull in stays out of the product's.
 NESTED    := bench/clients s3/internal/sigv4/difftest
@@ -24,11 +26,11 @@ build: ## build bin/coffer
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/coffer ./daemon
 
 run: build ## build and serve on ./data: https://127.0.0.1:9000
-	bin/coffer serve --data $(DATA)
+	bin/coffer serve --data "$(DATA)"
 
 # Without a package argument go test shows the output of what passes too: the clients' counts, and what they skipped and why.
 test: build test-tools ## install what the tests need and run all of them
-	$(GO) test -timeout 15m -skip '^TestSimulation$$' ./...
+	$(GOTEST) -timeout 15m -skip '^TestSimulation$$' ./...
 	$(GO) test -timeout 15m -v -run '^TestSimulation$$' ./disk
 	@set -e; for d in $(NESTED); do echo "== $$d"; (cd $$d && $(GO) test -timeout 15m); done
 
@@ -64,7 +66,7 @@ fuzz: ## run each fuzz target for FUZZTIME (5s)
 # The long form also runs the daemon on disks that log their writes, fail or are slow.
 soak: TESTTOOLS += qemu-storage-daemon=qemu-system-common nbdkit=nbdkit nbdfuse=libnbd-bin losetup=mount cmp=diffutils
 soak: build test-tools ## the long form of the tests: hours
-	COFFER_SOAK=1 $(GO) test -count 1 -timeout 6h ./...
+	COFFER_SOAK=1 $(GOTEST) -count 1 -timeout 6h ./...
 	@set -e; for d in $(NESTED); do echo "== $$d"; (cd $$d && COFFER_SOAK=1 $(GO) test -timeout 6h); done
 
 package: ## build a Debian package in bin/ (ARCH=arm64 for the other architecture)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -135,20 +136,26 @@ func tooSmall(path string) bool {
 	return err == nil && st.Size() < minEmbeddedDisk
 }
 
-// readSecret reads a secret of one line. The caller wipes it.
+// readSecret reads a secret of one line from a file that others may not read, or from a pipe. The caller wipes it.
 func readSecret(path string) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("read secret: %w", err)
 	}
 	defer f.Close()
-	buf := make([]byte, kms.MaxPassphrase+2)
-	n, err := f.Read(buf)
-	if err != nil {
-		return nil, fmt.Errorf("read secret %s: %w", path, err)
+	if st, err := f.Stat(); err == nil && st.Mode().IsRegular() && st.Mode().Perm()&0o007 != 0 {
+		return nil, fmt.Errorf("read secret %s: everybody may read or write it: chmod 600 %[1]s", path)
 	}
-	if n == len(buf) {
+	buf := make([]byte, kms.MaxPassphrase+2)
+	n, err := io.ReadFull(f, buf)
+	switch {
+	case err == nil:
+		clear(buf)
 		return nil, fmt.Errorf("read secret %s: longer than %d bytes", path, kms.MaxPassphrase)
+	case errors.Is(err, io.EOF):
+		return nil, fmt.Errorf("read secret %s: it is empty", path)
+	case !errors.Is(err, io.ErrUnexpectedEOF):
+		return nil, fmt.Errorf("read secret %s: %w", path, err)
 	}
 	return bytes.TrimSuffix(bytes.TrimSuffix(buf[:n], []byte("\n")), []byte("\r")), nil
 }

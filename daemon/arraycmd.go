@@ -128,6 +128,7 @@ func newCreateCommand(e env) *cobra.Command {
 	fl.IntVar(&opt.geometry.Parity, "parity", 0, "parity cells per stripe: how many disks may be lost (default by the number of disks)")
 	fl.Var(&extent, "extent-size", "allocation unit on each disk, 1MiB to 1GiB (default by the disks' size)")
 	fl.Var(&opt.diskSize, "disk-size", "make disks that do not exist as files of this size")
+	fl.Lookup("extent-size").DefValue, fl.Lookup("disk-size").DefValue = "", "" // none to show
 	fl.StringVar(&opt.passphraseFile, "passphrase-file", "", "`FILE` with the passphrase that opens the array, instead of a key file")
 	fl.BoolVar(&opt.force, "force", false, "overwrite disks that hold something")
 	fl.BoolVar(&dryRun, "dry-run", false, "show what would be made and write nothing")

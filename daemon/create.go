@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -185,10 +186,11 @@ func createArray(ctx context.Context, dir dataDir, p *arrayPlan, opt *createOpti
 	}
 	var id [16]byte
 	rand.Read(id[:]) // never fails (crypto/rand)
-	slot, err := newArraySlot(dir, opt.passphraseFile)
+	slot, forget, err := newArraySlot(dir, opt.passphraseFile)
 	if err != nil {
 		return nil, err
 	}
+	defer forget()
 	recovery, text, err := kms.NewRecoverySlot()
 	if err != nil {
 		return nil, err
@@ -211,20 +213,24 @@ func createArray(ctx context.Context, dir dataDir, p *arrayPlan, opt *createOpti
 	return &created{arrayPlan: *p, RecoveryKey: text}, nil
 }
 
-// newArraySlot is what opens a new array at each start: a passphrase, or a key file in the data directory.
-func newArraySlot(dir dataDir, passphraseFile string) (kms.Slot, error) {
+// newArraySlot is what opens a new array at each start: a passphrase, or a key file in the data directory. The slot serves until forget.
+func newArraySlot(dir dataDir, passphraseFile string) (slot kms.Slot, forget func(), err error) {
 	if passphraseFile != "" {
-		pass, err := readSecret(passphraseFile)
+		pass, err := readSecret(passphraseFile) // once, as it may be a pipe
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
-		clear(pass)
-		return kms.NewPassphraseSlot(func(context.Context) ([]byte, error) { return readSecret(passphraseFile) }, kms.Argon2{}), nil
+		if len(pass) < kms.MinPassphrase || len(pass) > kms.MaxPassphrase {
+			clear(pass)
+			return nil, nil, fmt.Errorf("the passphrase in %s is not of %d to %d bytes", passphraseFile, kms.MinPassphrase, kms.MaxPassphrase)
+		}
+		ask := func(context.Context) ([]byte, error) { return bytes.Clone(pass), nil }
+		return kms.NewPassphraseSlot(ask, kms.Argon2{}), func() { clear(pass) }, nil
 	}
 	if err := os.MkdirAll(filepath.Dir(dir.rootKey()), 0o700); err != nil {
-		return nil, fmt.Errorf("make key directory: %w", err)
+		return nil, nil, fmt.Errorf("make key directory: %w", err)
 	}
-	return kms.NewFileSlot(dir.rootKey()), nil
+	return kms.NewFileSlot(dir.rootKey()), func() {}, nil
 }
 
 // embeddedArray plans the array of a first start without disks.

@@ -76,6 +76,9 @@ func newDebugCommand(e env) *cobra.Command {
 		Long: `Debug shows single cells, stripes and records as docs/format.md and docs/object-format.md describe them. The
 disks are opened for reading and no daemon may use them. No key material is ever shown; names, keys and
 what is derived from content only where a command is told to with --names.`,
+		Example: `  coffer debug cell --disk /dev/sdb --extent 7
+  coffer debug stripe --data /var/lib/coffer --band 300000001 --block 1
+  coffer debug record --data /var/lib/coffer --band 300000001 --block 1 --names`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}

@@ -30,6 +30,7 @@ func (f *steerFlags) bindSteering(cmd *cobra.Command, now, pause, rate, status, 
 	fl.BoolVar(&f.pause, "pause", false, pause)
 	fl.BoolVar(&f.resume, "resume", false, "end a pause")
 	fl.Var(&f.rate, "rate", rate)
+	fl.Lookup("rate").DefValue = "" // that of the configuration
 	fl.BoolVar(&f.status, "status", false, status)
 	fl.BoolVar(&f.follow, "follow", false, follow)
 }

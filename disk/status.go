@@ -3,6 +3,8 @@ package disk
 import (
 	"encoding/hex"
 	"fmt"
+	"slices"
+	"strings"
 
 	"coffer/disk/internal/blockdev"
 )
@@ -117,6 +119,7 @@ func (a *Array) Status() Status {
 		Repairs: a.stats.repairs.Load(), Reconstructions: a.stats.reconstructions.Load(),
 		Hedges: a.hedges.issued.Load(), HedgesWon: a.hedges.won.Load(),
 	}
+	var down []string // states
 	for _, d := range a.slots() {
 		if d.role == roleNone && d.drain == nil { // else its device is still open
 			continue
@@ -158,12 +161,22 @@ func (a *Array) Status() Status {
 			ds.State = DiskDraining
 		}
 		if d.state != DiskHealthy && d.state != DiskSpare && d.state != DiskRetired {
-			s.State, s.Reason = "degraded", "a disk is "+string(d.state)
+			down = append(down, string(d.state))
 		}
 		if !d.open() {
 			ds.Free = 0
 		}
 		s.Disks = append(s.Disks, ds)
+	}
+	if len(down) > 0 {
+		s.State, s.Reason = "degraded", "a disk is "+down[0]
+		if len(down) > 1 {
+			slices.Sort(down)
+			s.Reason = fmt.Sprintf("%d disks are %s", len(down), strings.Join(slices.Compact(slices.Clone(down)), " or "))
+		}
+		if len(down) >= a.geo.Parity && a.geo.Parity > 0 {
+			s.Reason += ": no redundancy is left"
+		}
 	}
 	for _, b := range a.bands {
 		if b.parity < a.geo.Parity {

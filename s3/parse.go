@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -256,6 +257,9 @@ func plausibleBucketName(name string) bool {
 
 func lowerOrDigit(c byte) bool { return c >= 'a' && c <= 'z' || c >= '0' && c <= '9' }
 
+// addressForm is that of an IP address, whether there is such a one or not.
+var addressForm = regexp.MustCompile(`^\d+\.\d+\.\d+\.\d+$`)
+
 // validBucketName is the naming rule for new general purpose buckets (S3 User Guide, "General purpose bucket naming rules").
 func validBucketName(name string) bool {
 	if len(name) < minBucketName || len(name) > maxBucketName || !lowerOrDigit(name[0]) || !lowerOrDigit(name[len(name)-1]) {
@@ -267,7 +271,7 @@ func validBucketName(name string) bool {
 		}
 	}
 	// Each label is one of DNS: virtual-host style needs that.
-	if strings.Contains(name, "..") || strings.Contains(name, ".-") || strings.Contains(name, "-.") || net.ParseIP(name) != nil {
+	if strings.Contains(name, "..") || strings.Contains(name, ".-") || strings.Contains(name, "-.") || addressForm.MatchString(name) {
 		return false
 	}
 	for _, p := range []string{"xn--", "sthree-", "amzn-s3-demo-"} {

@@ -176,7 +176,7 @@ func TestBucketNames(t *testing.T) {
 	for name, want := range map[string]bool{
 		"abc": true, "my-bucket.1": true, "0ab": true, strings.Repeat("a", 63): true,
 		"ab": false, strings.Repeat("a", 64): false, "Abc": false, "a_b": false, "-abc": false, "abc-": false, ".abc": false, "a..b": false, "a.-b": false, "a-.b": false,
-		"192.168.0.1": false, "xn--a": false, "sthree-a": false, "a-s3alias": false, "a--ol-s3": false, "a.mrap": false, "a b": false, "bücket": false,
+		"192.168.0.1": false, "999.1.1.1": false, "1.2.3": true, "xn--a": false, "sthree-a": false, "a-s3alias": false, "a--ol-s3": false, "a.mrap": false, "a b": false, "bücket": false,
 		"amzn-s3-demo-x": false, "x--x-s3": false, "x--table-s3": false,
 	} {
 		if got := validBucketName(name); got != want {

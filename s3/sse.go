@@ -5,6 +5,7 @@ import (
 	"crypto/subtle"
 	"encoding/base64"
 	"net/http"
+	"slices"
 
 	"coffer/object"
 )
@@ -42,9 +43,9 @@ func writeSSE(r *http.Request) (object.SSE, error) {
 	if r.Header.Get(headerSSEKeyID) != "" || r.Header.Get(headerSSEContext) != "" {
 		return sse, invalidArgument(headerSSE, method, "Server Side Encryption with AWS KMS managed key requires HTTP header x-amz-server-side-encryption : aws:kms")
 	}
-	switch method {
-	case "":
-	case sseAES256:
+	switch {
+	case len(r.Header.Values(headerSSE)) == 0:
+	case method == sseAES256:
 		sse.Mode = object.ModeS3
 	default:
 		return sse, invalidArgument(headerSSE, method, "The encryption method specified is not supported")
@@ -67,8 +68,8 @@ func readSSE(r *http.Request) (object.SSE, error) {
 func customerSSE(r *http.Request, prefix string) (object.SSE, error) {
 	var sse object.SSE
 	algo, key, sum := r.Header.Get(prefix+"algorithm"), r.Header.Get(prefix+"key"), r.Header.Get(prefix+"key-MD5")
-	if algo == "" && key == "" && sum == "" {
-		return sse, nil
+	if !slices.ContainsFunc([]string{"algorithm", "key", "key-MD5"}, func(name string) bool { return len(r.Header.Values(prefix+name)) > 0 }) {
+		return sse, nil // one that is there and empty is a key that got lost
 	}
 	const must = "Requests specifying Server Side Encryption with Customer provided keys must "
 	switch {
