@@ -187,6 +187,7 @@ func registerArray(r prometheus.Registerer, open func() *appliance) {
 		gauge("array_buffer_bytes", "I/O buffers in use.", func(s *disk.Status) float64 { return float64(s.BufferBytes) }),
 		counter("commits_total", "Group commits: packed stripes made durable.", func(s *disk.Status) float64 { return float64(s.Commits) }),
 		counter("commit_records_total", "Records in group commits.", func(s *disk.Status) float64 { return float64(s.Records) }),
+		counter("commit_bytes_total", "Bytes written by group commits, parity and headers included.", func(s *disk.Status) float64 { return float64(s.Committed) }),
 		counter("repaired_cells_total", "Cells rewritten because they were bad or missing.", func(s *disk.Status) float64 { return float64(s.Repairs) }),
 		counter("hedged_reads_total", "Reads that were late, so that other disks were asked.", func(s *disk.Status) float64 { return float64(s.Hedges) }),
 		counter("hedged_reads_won_total", "Hedged reads that the other disks answered first.", func(s *disk.Status) float64 { return float64(s.HedgesWon) }),

@@ -85,6 +85,7 @@ type Array struct {
 // counters are kept for Status.
 type counters struct {
 	commits, records, applied atomic.Uint64
+	committed                 atomic.Uint64 // bytes of commits
 	freed                     atomic.Uint64 // bands
 	repairs, reconstructions  atomic.Uint64
 }

@@ -355,6 +355,7 @@ func (p *packedLog) advance() {
 		err := p.a.apply(s)
 		p.a.stats.commits.Add(1)
 		p.a.stats.records.Add(uint64(len(s.reqs)))
+		p.a.stats.committed.Add(uint64(s.lay.blocks*(len(s.lay.ends)+s.band.parity)) * BlockSize)
 		if err != nil {
 			err = fmt.Errorf("apply stripe %d: %w", s.num, err)
 			p.stop(err)

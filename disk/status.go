@@ -92,6 +92,7 @@ type Status struct {
 
 	Commits         uint64 `json:"-"` // packed stripes written since open
 	Records         uint64 `json:"-"`
+	Committed       uint64 `json:"-"` // bytes of these stripes, parity and headers included
 	Repairs         uint64 `json:"-"` // cells rewritten
 	Reconstructions uint64 `json:"-"` // reads answered from parity
 	Hedges          uint64 `json:"-"` // reads that were late, so that others were asked
@@ -115,7 +116,7 @@ func (a *Array) Status() Status {
 		ArrayID: hex.EncodeToString(a.super.array[:]), Data: a.geo.Data, Parity: a.geo.Parity, ExtentSize: a.geo.ExtentSize,
 		State: "healthy", Epoch: a.super.epoch().num, Stripe: a.log.acked.Load(), Bands: len(a.bands),
 		IO: a.group.Kind(), IOReason: a.group.Reason(), Losses: append([]Loss(nil), a.losses...),
-		Commits: a.stats.commits.Load(), Records: a.stats.records.Load(),
+		Commits: a.stats.commits.Load(), Records: a.stats.records.Load(), Committed: a.stats.committed.Load(),
 		Repairs: a.stats.repairs.Load(), Reconstructions: a.stats.reconstructions.Load(),
 		Hedges: a.hedges.issued.Load(), HedgesWon: a.hedges.won.Load(),
 	}
