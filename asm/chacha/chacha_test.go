@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
-	"runtime"
-	"sync"
 	"testing"
 	"unsafe"
 
@@ -191,71 +189,8 @@ func TestTag(t *testing.T) {
 	}
 }
 
-// TestUnderCollection seals and opens in many goroutines, on stacks that grow and move, while garbage is collected: a pointer
-// that the assembly holds wrongly would go astray.
 func TestUnderCollection(t *testing.T) {
-	each(t, func(t *testing.T, k Kernel) {
-		r := aeadtest.NewRandom(10)
-		key := r.Read(KeySize)
-		a := mustNew(t, k, key)
-		std, err := chacha20poly1305.New(key)
-		if err != nil {
-			t.Fatal(err)
-		}
-		var messages []aeadtest.Message
-		for _, n := range []int{0, 1, 40, 600, 3000} {
-			for _, m := range []int{0, 13, 64, 300} {
-				x := aeadtest.Message{Nonce: r.Read(NonceSize), Plain: r.Read(n), AAD: r.Read(m)}
-				x.Sealed = std.Seal(nil, x.Nonce, x.Plain, x.AAD)
-				messages = append(messages, x)
-			}
-		}
-		rounds := 200
-		if k == Portable {
-			rounds = 10
-		}
-		stop := make(chan struct{})
-		var collector, workers sync.WaitGroup
-		collector.Go(func() {
-			for {
-				select {
-				case <-stop:
-					return
-				default:
-					runtime.GC()
-				}
-			}
-		})
-		for range 4 {
-			workers.Go(func() {
-				for i := range rounds {
-					for _, m := range messages {
-						// A goroutine of its own begins with a small stack.
-						done := make(chan error)
-						go func() { done <- deep(i%40, func() error { return onStack(a, m) }) }()
-						if err := <-done; err != nil {
-							t.Error(err)
-							return
-						}
-					}
-				}
-			})
-		}
-		workers.Wait()
-		close(stop)
-		collector.Wait()
-	})
-}
-
-// deep calls f with about depth KiB of stack in use.
-func deep(depth int, f func() error) error {
-	var pad [1024]byte
-	if depth == 0 {
-		return f()
-	}
-	err := deep(depth-1, f)
-	runtime.KeepAlive(&pad)
-	return err
+	suite().UnderCollection(t, func(a cipher.AEAD, m aeadtest.Message) error { return onStack(a.(*AEAD), m) })
 }
 
 // onStack has buffers on the stack as far as the compiler lets it, and new ones on the heap.
