@@ -17,16 +17,20 @@ func (s *Store) Copy(ctx context.Context, src CopySource, bucket, key string, o 
 	return obj, nil
 }
 
-// openSource opens what is to be copied and asks Check.
-func (s *Store) openSource(ctx context.Context, src *CopySource) (*reader, error) {
+// openSource opens what is to be copied and asks Check. Its errors are *SourceError.
+func (s *Store) openSource(ctx context.Context, src *CopySource) (r *reader, err error) {
+	defer func() {
+		if err != nil {
+			err = &SourceError{err}
+		}
+	}()
 	f, err := s.find(src.Bucket, src.Key)
 	if err != nil {
 		return nil, err
 	}
-	r, err := s.newReader(ctx, f, GetOptions{SSE: src.SSE, Range: src.Range})
-	if err != nil {
+	if r, err = s.newReader(ctx, f, GetOptions{SSE: src.SSE, Range: src.Range}); err != nil {
 		f.unpin()
-		return nil, fmt.Errorf("source: %w", err)
+		return nil, err
 	}
 	if src.Check != nil {
 		if err := src.Check(r.obj); err != nil {

@@ -256,8 +256,13 @@ func (s *Store) remove(ctx context.Context, b *bucketRecord, key string, c Condi
 	kl.Lock()
 	defer kl.Unlock()
 	cur, err := s.current(b, key)
-	if err != nil || cur == nil {
+	switch {
+	case err != nil:
 		return err
+	case cur == nil && c.IfMatch != "":
+		return ErrNoSuchKey
+	case cur == nil:
+		return nil
 	}
 	if err := c.check(cur, false); err != nil {
 		return err

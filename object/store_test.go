@@ -355,8 +355,13 @@ func TestConditions(t *testing.T) {
 	if !errors.Is(err, ErrConflict) {
 		t.Errorf("vanished object: %v", err)
 	}
-	if err := f.Delete(t.Context(), "b", "absent", Conditions{IfMatch: "x"}); err != nil {
+	if err := f.Delete(t.Context(), "b", "absent", Conditions{}); err != nil {
 		t.Errorf("delete absent: %v", err)
+	}
+	for _, etag := range []string{"x", "*"} {
+		if err := f.Delete(t.Context(), "b", "absent", Conditions{IfMatch: etag}); !errors.Is(err, ErrNoSuchKey) {
+			t.Errorf("conditional delete of absent: %v", err)
+		}
 	}
 	if err := f.Delete(t.Context(), "b", "new", Conditions{IfMatch: "x"}); !errors.Is(err, ErrPreconditionFailed) {
 		t.Errorf("conditional delete: %v", err)

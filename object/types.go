@@ -206,9 +206,16 @@ type CopySource struct {
 	Bucket, Key string
 	SSE         SSE    // CustomerKey of the source
 	Range       *Range // UploadPartCopy only
-	// Check decides on the source's preconditions; an error aborts and is returned as it is. May be nil.
+	// Check decides on the source's preconditions; an error aborts and is returned in a *SourceError. May be nil.
 	Check func(Object) error
 }
+
+// SourceError is an error of what is to be copied, not of where it goes.
+type SourceError struct{ Err error }
+
+func (e *SourceError) Error() string { return "source: " + e.Err.Error() }
+
+func (e *SourceError) Unwrap() error { return e.Err }
 
 // CopyOptions say what the copy looks like.
 type CopyOptions struct {

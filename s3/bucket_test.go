@@ -137,6 +137,7 @@ func TestConfigurations(t *testing.T) {
 		{"GET", "/none?acl", "404 NoSuchBucket"},
 		{"GET", "/bkt/none?acl", "404 NoSuchKey"},
 		{"PUT", "/bkt/k?unheard-of", "501 NotImplemented"},
+		{"POST", "/bkt/k?select&select-type=2", "501 NotImplemented"},
 		{"PATCH", "/bkt/k", "405 MethodNotAllowed"},
 	} {
 		e.do(tc.method, tc.target, nil, "").mustBe(tc.want)

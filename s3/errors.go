@@ -191,7 +191,7 @@ func sigv4Error(e *sigv4.Error) *apiError {
 	if !ok {
 		return errInternal.because(e)
 	}
-	d := errorDetail{Region: e.Region, StringToSign: xmlText(e.StringToSign)}
+	d := errorDetail{Region: e.Region, StringToSign: xmlText(e.StringToSign), ClientSHA256: e.ClientSHA256, ServerSHA256: e.ServerSHA256}
 	if !strings.Contains(e.CanonicalRequest, headerCustomerKey+":") {
 		d.CanonicalRequest = xmlText(e.CanonicalRequest)
 	}

@@ -307,20 +307,18 @@ func (f *fakeStore) DeleteMany(ctx context.Context, bucket string, all []object.
 
 func (f *fakeStore) source(src object.CopySource) (*fakeObject, []byte, error) {
 	o, err := f.find(src.Bucket, src.Key, src.SSE)
-	if err != nil {
-		return nil, nil, err
+	if err == nil && src.Check != nil {
+		err = src.Check(o.Object)
 	}
-	if src.Check != nil {
-		if err := src.Check(o.Object); err != nil {
-			return nil, nil, err
-		}
+	if err != nil {
+		return nil, nil, &object.SourceError{Err: err}
 	}
 	if src.Range == nil {
 		return o, o.data, nil
 	}
 	off, n, ok := resolveRange(*src.Range, o.Size)
 	if !ok {
-		return nil, nil, object.ErrRange
+		return nil, nil, &object.SourceError{Err: object.ErrRange}
 	}
 	return o, o.data[off : off+n], nil
 }

@@ -209,7 +209,11 @@ func (c *call) describe(sel selection, o object.Object, off, n int64) (status in
 	}
 	if strings.EqualFold(c.r.Header.Get("X-Amz-Checksum-Mode"), "ENABLED") {
 		if p, _, _ := sel.findPart(o); p != nil {
-			setChecksum(h, p.Checksum, 0)
+			// A part's checksum belongs to a checksum of checksums; one of the whole object says nothing of parts.
+			if o.Checksum.Composite || len(o.Parts) == 1 {
+				setChecksum(h, p.Checksum, 0)
+				set(h, "x-amz-checksum-type", checksumType(o.Checksum))
+			}
 		} else if n == o.Size {
 			setChecksum(h, o.Checksum, len(o.Parts))
 		}

@@ -320,12 +320,11 @@ func awsQuery(raw string) string {
 		return raw
 	}
 	var pairs []string
-	for k, values := range q {
-		for _, v := range values {
+	for _, k := range slices.SortedFunc(maps.Keys(q), func(a, b string) int { return strings.Compare(awsPath(a), awsPath(b)) }) {
+		for _, v := range slices.Sorted(slices.Values(q[k])) {
 			pairs = append(pairs, strings.ReplaceAll(awsPath(k), "/", "%2F")+"="+strings.ReplaceAll(awsPath(v), "/", "%2F"))
 		}
 	}
-	slices.Sort(pairs)
 	return strings.Join(pairs, "&")
 }
 

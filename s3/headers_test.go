@@ -7,6 +7,7 @@ import (
 	"errors"
 	"math"
 	"net/http"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -351,6 +352,25 @@ func FuzzHeaders(f *testing.F) {
 			if err == nil && len(cl.sum) != alg.size {
 				t.Fatalf("%q: %d bytes", s, len(cl.sum))
 			}
+		}
+		for _, token := range []string{s, newToken(s)} {
+			c := &call{request: request{query: url.Values{"continuation-token": {token}}}}
+			if got, err := c.token(); err == nil && len(got) > object.MaxKeyLen || token != s && len(s) <= object.MaxKeyLen && got != s {
+				t.Fatalf("token %q: %q, %v", token, got, err)
+			}
+		}
+		for _, alg := range algorithms {
+			h := http.Header{http.CanonicalHeaderKey(alg.header): {s}}
+			if n, err := cutParts(h); err == nil && (n < 0 || n > object.MaxParts) {
+				t.Fatalf("%q: %d parts", s, n)
+			}
+			algo, composite, err := uploadChecksum(hdr("X-Amz-Checksum-Algorithm", alg.name, "X-Amz-Checksum-Type", s))
+			if err == nil && (algo != alg.algo || composite && !alg.composite || !composite && !alg.full) {
+				t.Fatalf("%q: %v, composite %v", s, algo, composite)
+			}
+		}
+		if validHeader(s, []string{s}) && strings.ContainsAny(s, "\r\n\x00 :") {
+			t.Fatalf("header %q", s)
 		}
 		matchETag([]string{s}, "b")
 		parseClaim(http.Header{"X-Amz-Trailer": {s}})

@@ -38,7 +38,7 @@ func (c *call) token() (string, error) {
 	v := c.query.Get("continuation-token")
 	raw, err := base64.RawURLEncoding.DecodeString(v)
 	after, ok := strings.CutPrefix(string(raw), tokenVersion)
-	if err != nil || !ok {
+	if err != nil || !ok || len(after) > object.MaxKeyLen {
 		return "", invalidArgument("continuation-token", v, "The continuation token provided is incorrect")
 	}
 	return after, nil

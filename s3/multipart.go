@@ -145,26 +145,32 @@ func (s *Server) uploadPartCopy(c *call) error {
 	}
 	conditions := src.Check
 	src.Check = func(o object.Object) error {
+		if err := conditions(o); err != nil {
+			return err
+		}
 		if src.Range != nil && src.Range.Last >= o.Size {
 			return object.ErrRange // unlike a read, a copy must get all that it asks for
 		}
-		return conditions(o)
+		return nil
 	}
 	p, err := s.opt.Store.CopyPart(c.ctx, src, c.bucket, c.key, t.upload, t.number, object.PartOptions{Size: -1, SSE: t.sse})
 	switch {
 	case errors.Is(err, object.ErrRange):
-		return s.badCopyRange(c, src)
+		return s.badCopyRange(c, src, conditions)
 	case err != nil:
-		return s.sourceError(c, err, src)
+		return sourceError(err, src)
 	}
 	setSSE(c.w.Header(), t.sse)
 	return c.xml(copyPartXML{LastModified: xmlTime(p.Modified), ETag: quoteETag(p.ETag), checksumXML: checksumDoc(p.Checksum, 0)})
 }
 
-// badCopyRange answers a range that the source does not have.
-func (s *Server) badCopyRange(c *call, src object.CopySource) error {
+// badCopyRange answers a range that the source does not have. Its preconditions come first.
+func (s *Server) badCopyRange(c *call, src object.CopySource, conditions func(object.Object) error) error {
 	o, err := s.opt.Store.Head(c.ctx, src.Bucket, src.Key, object.GetOptions{SSE: src.SSE})
 	if err != nil {
+		return sourceError(&object.SourceError{Err: err}, src)
+	}
+	if err := conditions(o); err != nil {
 		return err
 	}
 	return invalidArgument(headerCopyRange, c.r.Header.Get(headerCopyRange), "Range specified is not valid for source object of size: %d", o.Size)

@@ -127,7 +127,7 @@ func (e *env) checkMultipart() {
 		a := e.ok(method, "/bkt/key?partNumber=2", hdr("x-amz-checksum-mode", "ENABLED"), "")
 		a.mustBe("206")
 		a.header("Content-Range", fmt.Sprintf("bytes %d-%d/%d", object.MinPartSize, len(whole)-1, len(whole)), "x-amz-mp-parts-count", "2",
-			"Content-Length", "4", "x-amz-checksum-crc32", checksumOf("CRC32", "tail"))
+			"Content-Length", "4", "x-amz-checksum-crc32", checksumOf("CRC32", "tail"), "x-amz-checksum-type", "COMPOSITE")
 		if method == "GET" && a.body != "tail" {
 			t.Errorf("part 2: %q", a.body)
 		}
@@ -165,6 +165,7 @@ func TestMultipartDefaultChecksum(t *testing.T) {
 	a.header("x-amz-checksum-crc32", checksumOf("CRC32", "x"))
 	e.ok("POST", "/bkt/key?uploadId="+id, hdr("x-amz-checksum-crc64nvme", checksumOf("CRC64NVME", "x")), completeDoc(a.Header.Get("ETag")))
 	e.ok("GET", "/bkt/key", hdr("x-amz-checksum-mode", "ENABLED"), "").header("x-amz-checksum-crc64nvme", checksumOf("CRC64NVME", "x"), "x-amz-checksum-type", "FULL_OBJECT")
+	e.ok("GET", "/bkt/key?partNumber=1", hdr("x-amz-checksum-mode", "ENABLED"), "").header("x-amz-checksum-crc64nvme", checksumOf("CRC64NVME", "x"), "x-amz-checksum-type", "FULL_OBJECT")
 }
 
 func TestUploadPartCopy(t *testing.T) {
@@ -180,7 +181,9 @@ func TestUploadPartCopy(t *testing.T) {
 	golden(t, "error-copy-range", e.refused("PUT", target, hdr(append(src, "x-amz-copy-source-range", "bytes=2-10")...), "", "400 InvalidArgument").body)
 	e.refused("PUT", target, hdr(append(src, "x-amz-copy-source-range", "bytes=2-")...), "", "400 InvalidArgument")
 	e.refused("PUT", target, hdr(append(src, "x-amz-copy-source-range", "bytes=20-30")...), "", "400 InvalidArgument")
-	e.refused("PUT", target, hdr(append(src, "x-amz-copy-source-if-match", "x")...), "", "412 PreconditionFailed")
+	for _, r := range []string{"bytes=2-4", "bytes=2-10", "bytes=20-30"} { // the precondition comes first
+		e.refused("PUT", target, hdr(append(src, "x-amz-copy-source-if-match", "x", "x-amz-copy-source-range", r)...), "", "412 PreconditionFailed")
+	}
 	e.refused("PUT", target, hdr("x-amz-copy-source", "/bkt/none"), "", "404 NoSuchKey")
 	e.ok("POST", "/bkt/key?uploadId="+id, nil, completeDoc(doc.ETag))
 	if a := e.ok("GET", "/bkt/key", nil, ""); a.body != "234" {

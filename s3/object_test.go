@@ -188,6 +188,13 @@ func TestWriteConditions(t *testing.T) {
 		}
 	}
 	e.refused("DELETE", "/bkt/k", hdr("x-amz-if-match-size", "1"), "", "501 NotImplemented")
+	for _, key := range []string{"k", "none"} {
+		e.refused("DELETE", "/bkt/"+key, hdr("If-None-Match", "*"), "", "501 NotImplemented")
+	}
+	e.ok("DELETE", "/bkt/none", nil, "")
+	for _, etag := range []string{"*", `"x"`} {
+		e.refused("DELETE", "/bkt/none", hdr("If-Match", etag), "", "404 NoSuchKey")
+	}
 	e.ok("DELETE", "/bkt/k", hdr("If-Match", "*"), "")
 }
 
@@ -207,7 +214,13 @@ func TestDigests(t *testing.T) {
 	}
 	sha := sums([]byte("hello"), object.AlgoSHA256).Checksum.Sum
 	e.ok("PUT", "/bkt/k", hdr("x-amz-content-sha256", hex.EncodeToString(sha)), "hello")
-	e.refused("PUT", "/bkt/bad", hdr("x-amz-content-sha256", hex.EncodeToString(sha)), "hellO", "400 XAmzContentSHA256Mismatch")
+	mismatch := e.refused("PUT", "/bkt/bad", hdr("x-amz-content-sha256", hex.EncodeToString(sha)), "hellO", "400 XAmzContentSHA256Mismatch").body
+	for element, of := range map[string]string{"ClientComputedContentSHA256": "hello", "S3ComputedContentSHA256": "hellO"} {
+		want := fmt.Sprintf("<%s>%x</%[1]s>", element, sums([]byte(of), object.AlgoSHA256).Checksum.Sum)
+		if !strings.Contains(mismatch, want) {
+			t.Errorf("no %s in %s", want, mismatch)
+		}
+	}
 	e.refused("PUT", "/bkt/bad", hdr("x-amz-content-sha256", hex.EncodeToString(sha)), "", "400 XAmzContentSHA256Mismatch")
 	e.refused("GET", "/bkt/bad", nil, "", "404 NoSuchKey")
 
@@ -477,6 +490,9 @@ func TestCopy(t *testing.T) {
 	e.ok("PUT", "/bkt/c", hdr("x-amz-copy-source", "bkt/c", "x-amz-metadata-directive", "REPLACE"), "")
 	e.ok("PUT", "/bkt/c", hdr("x-amz-copy-source", "/bkt/c?versionId=null", "x-amz-storage-class", "GLACIER_IR"), "")
 	golden(t, "error-copy-source", e.refused("PUT", "/bkt/c", hdr("x-amz-copy-source", "bkt/none"), "", "404 NoSuchKey").body)
+	if a := e.refused("PUT", "/bkt/new", hdr("x-amz-copy-source", src, "If-Match", "x"), "", "404 NoSuchKey"); !strings.Contains(a.body, "<Key>new</Key>") {
+		t.Errorf("blames the source: %s", a.body)
+	}
 	for bucket, target := range map[string]string{"none": "/bkt/c", "nowhere": "/none/c"} { // the source is looked for first
 		for _, more := range [][]string{nil, {"x-amz-source-expected-bucket-owner", "1"}} {
 			a := e.refused("PUT", target, hdr(append(more, "x-amz-copy-source", bucket+"/k")...), "", "404 NoSuchBucket")

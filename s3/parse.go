@@ -59,7 +59,7 @@ var parameters = func() map[string]bool {
 	for _, p := range strings.Fields(`prefix delimiter marker max-keys encoding-type continuation-token fetch-owner start-after
 		partNumber versionId key-marker version-id-marker upload-id-marker max-uploads part-number-marker max-parts max-buckets
 		bucket-region response-content-type response-content-language response-expires
-		response-cache-control response-content-disposition response-content-encoding id`) {
+		response-cache-control response-content-disposition response-content-encoding id select-type`) {
 		m[p] = true
 	}
 	maps.Copy(m, signatureV2)
@@ -76,6 +76,8 @@ var writeParameters = map[string][]string{
 	"DeleteObject":   {"versionId"},
 	"UploadPart":     {"partNumber"},
 	"UploadPartCopy": {"partNumber"},
+
+	"SelectObjectContent": {"select-type"},
 }
 
 func newRouter(ops []*operation, domains []string) *router {

@@ -107,7 +107,7 @@ func (s *Server) copySource(c *call) (object.CopySource, error) {
 	}
 	if want := h.Get("X-Amz-Source-Expected-Bucket-Owner"); want != "" {
 		if err := s.requireOwner(c, bucket, want); err != nil {
-			return src, s.sourceError(c, err, src)
+			return src, sourceError(&object.SourceError{Err: err}, src)
 		}
 	}
 	src.SSE, err = customerSSE(c.r, headerCopyCustomer)
@@ -158,7 +158,7 @@ func (s *Server) copyObject(c *call) error {
 	}
 	o, err := s.opt.Store.Copy(c.ctx, src, c.bucket, c.key, opt)
 	if err != nil {
-		return explain(s.sourceError(c, err, src), opt.Conditions)
+		return explain(sourceError(err, src), opt.Conditions)
 	}
 	setSSE(c.w.Header(), o.SSE)
 	return c.xml(copyObjectXML{
@@ -167,28 +167,27 @@ func (s *Server) copyObject(c *call) error {
 }
 
 // sourceError names the source, not the target, when the source is missing.
-func (s *Server) sourceError(c *call, err error, src object.CopySource) error {
+func sourceError(err error, src object.CopySource) error {
+	e, ok := errors.AsType[*object.SourceError](err)
 	switch {
-	case errors.Is(err, object.ErrNoSuchKey):
+	case ok && errors.Is(e, object.ErrNoSuchKey):
 		return errNoSuchKey.because(err).with(errorDetail{Key: xmlText(src.Key)})
-	case errors.Is(err, object.ErrNoSuchBucket):
-		// The error does not tell which of the two it is.
-		if _, e := s.opt.Store.Bucket(c.ctx, src.Bucket); errors.Is(e, object.ErrNoSuchBucket) {
-			return errNoSuchBucket.because(err).with(errorDetail{BucketName: src.Bucket})
-		}
+	case ok && errors.Is(e, object.ErrNoSuchBucket):
+		return errNoSuchBucket.because(err).with(errorDetail{BucketName: src.Bucket})
 	}
 	return err
 }
 
 // Headers that make a delete conditional on directory buckets only, and the one that bypasses Object Lock, which no bucket has.
-var deleteConditions = []string{"x-amz-if-match-last-modified-time", "x-amz-if-match-size"}
+// If-None-Match, which this call does not have, could only mean to delete what is not there.
+var deleteConditions = []string{"x-amz-if-match-last-modified-time", "x-amz-if-match-size", "If-None-Match"}
 
 func (s *Server) deleteObject(c *call) error {
 	if err := c.currentVersion(); err != nil {
 		return err
 	}
 	for _, name := range deleteConditions {
-		if c.r.Header.Get(name) != "" {
+		if len(c.r.Header.Values(name)) > 0 {
 			return notImplementedHeader(name)
 		}
 	}

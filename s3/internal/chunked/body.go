@@ -17,6 +17,7 @@ import (
 	"bufio"
 	"crypto/sha256"
 	"crypto/subtle"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"hash"
@@ -147,7 +148,9 @@ func (b *plain) verify() error {
 	var got [sha256.Size]byte
 	b.hash.Sum(got[:0])
 	if subtle.ConstantTimeCompare(got[:], b.want[:]) != 1 {
-		return refuse(sigv4.XAmzContentSHA256Mismatch, "The provided 'x-amz-content-sha256' header does not match what was computed.")
+		e := refuse(sigv4.XAmzContentSHA256Mismatch, "The provided 'x-amz-content-sha256' header does not match what was computed.")
+		e.ClientSHA256, e.ServerSHA256 = hex.EncodeToString(b.want[:]), hex.EncodeToString(got[:])
+		return e
 	}
 	return io.EOF
 }

@@ -40,6 +40,8 @@ type Error struct {
 	// that client over its own connection if at all, and never log them.
 	CanonicalRequest string
 	StringToSign     string
+	// Digests of the body, as signed and as computed.
+	ClientSHA256, ServerSHA256 string
 	// Err is the cause for the log, if there is one.
 	Err error
 }
