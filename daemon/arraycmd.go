@@ -146,9 +146,9 @@ func completeShape(opt *createOptions, dataGiven, parityGiven bool) error {
 	}
 	switch g := &opt.geometry; {
 	case dataGiven && !parityGiven:
-		g.Parity = max(0, min(n-g.Data, parity))
+		g.Parity = max(0, min(n-g.Data, parity, disk.MaxWidth-g.Data))
 	case parityGiven && !dataGiven:
-		g.Data = min(n-g.Parity, maxChosenData)
+		g.Data = min(n-g.Parity, maxChosenData, disk.MaxWidth-g.Parity)
 	}
 	return nil
 }
@@ -219,7 +219,7 @@ func firstCredentials(ctx context.Context, e env, cfg *Config, opt *createOption
 
 func (p *arrayPlan) print(w io.Writer) {
 	fmt.Fprintf(w, "%d disks, stripes of %d data + %d parity: any %d may be lost\n", len(p.Disks), p.Data, p.Parity, p.Parity)
-	fmt.Fprintf(w, "usable %.1f GiB, extents of %v\n", float64(p.Usable)/(1<<30), Size(p.ExtentSize))
+	fmt.Fprintf(w, "usable %s, extents of %v\n", about(p.Usable), Size(p.ExtentSize))
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for _, d := range p.Disks {
 		fmt.Fprintf(tw, "  %s\t%v", d.Path, Size(d.Size))

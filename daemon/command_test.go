@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -21,6 +22,14 @@ import (
 )
 
 // The exit codes and messages that scripts and operators rely on.
+// many gives n disks.
+func many(n int) (flags string) {
+	for i := range n {
+		flags += fmt.Sprintf(" --disk d%d", i)
+	}
+	return flags
+}
+
 func TestCommandLine(t *testing.T) {
 	t.Chdir(t.TempDir())
 	if err := os.WriteFile("bad.yaml", []byte("listn: x\n"), 0o600); err != nil {
@@ -98,6 +107,11 @@ $`, `measuring random reads`},
 		{"array create --data d --disk a --disk b --disk c --disk-size 64MiB --data-shards 1 --dry-run", exitOK, `1 data \+ 1 parity`, ``},
 		{"array create --data d --disk a --disk b --disk c --disk-size 64MiB --data-shards 3 --dry-run", exitOK, `3 data \+ 0 parity`, ``},
 		{"array create --data d --disk a --disk b --disk c --disk-size 64MiB --data-shards 4 --dry-run", exitUsage, ``, `geometry 4\+0: 3 disks`},
+		{"array create --data d" + many(40) + " --disk-size 64MiB --data-shards 30 --dry-run", exitOK, `30 data \+ 2 parity`, ``},
+		{"array create --data d" + many(40) + " --disk-size 64MiB --data-shards 32 --dry-run", exitOK, `32 data \+ 0 parity`, ``},
+		{"array create --data d" + many(40) + " --disk-size 64MiB --parity 17 --dry-run", exitOK, `15 data \+ 17 parity`, ``},
+		{"array create --data d" + many(40) + " --disk-size 64MiB --parity 31 --dry-run", exitOK, `1 data \+ 31 parity`, ``},
+		{"array create --data d" + many(40) + " --disk-size 64MiB --parity 32 --dry-run", exitUsage, ``, `at least 1 data cell`},
 		{"array create --data d --disk a --disk b --disk-size 64MiB --extent-size 2MiB --dry-run --json", exitOK, `"extent_size": 2097152`, ``},
 		{"array create --data d --disk a --disk b --disk-size 64MiB", exitFailure, `new file`, `nothing was written`},
 		{"array create --data d --disk a --disk ./a --disk-size 64MiB --dry-run", exitUsage, ``, `a and ./a are the same disk`},

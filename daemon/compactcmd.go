@@ -187,10 +187,19 @@ func printPlan(w io.Writer, p *object.CompactPlan) {
 			b.Opened.Local().Format(time.DateTime))
 	}
 	tw.Flush()
-	fmt.Fprintf(w, "a pass would free %d bands, %s, and move %s at most; nothing was changed\n", len(p.Bands), gib(p.Reclaim), gib(p.Move))
+	fmt.Fprintf(w, "a pass would free %d bands, %s, and move %s at most; nothing was changed\n", len(p.Bands), about(p.Reclaim), about(p.Move))
 }
 
-func gib(n int64) string { return fmt.Sprintf("%.2f GiB", float64(n)/(1<<30)) }
+// about is a number of bytes for people.
+func about(n int64) string {
+	switch {
+	case n < 1<<30:
+		return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20))
+	case n < 1<<40:
+		return fmt.Sprintf("%.2f GiB", float64(n)/(1<<30))
+	}
+	return fmt.Sprintf("%.2f TiB", float64(n)/(1<<40))
+}
 
 // run asks the daemon, or makes a pass without one.
 func (f *compactFlags) run(ctx context.Context, e env) error {
@@ -214,7 +223,7 @@ func (f *compactFlags) run(ctx context.Context, e env) error {
 			alone = true
 			app.store.SetCompactRate(int64(f.rate))
 			_, err := app.store.Compact(ctx, object.CompactOptions{All: f.all, Progress: func(r object.CompactReport) {
-				fmt.Fprintf(e.stderr, "compact: %d bands freed, %s moved\n", r.Bands, gib(r.Moved))
+				fmt.Fprintf(e.stderr, "compact: %d bands freed, %s moved\n", r.Bands, about(r.Moved))
 			}})
 			*st = app.compaction()
 			return err
@@ -262,7 +271,7 @@ func followCompaction(ctx context.Context, w io.Writer, status func() (*compactS
 
 // compactProgress is a line about a pass under way.
 func compactProgress(r *object.CompactRun, now time.Time) string {
-	line := fmt.Sprintf("compact: %d of %d bands, %d freed, %s moved", r.Visited, r.Bands, r.Report.Bands, gib(r.Report.Moved))
+	line := fmt.Sprintf("compact: %d of %d bands, %d freed, %s moved", r.Visited, r.Bands, r.Report.Bands, about(r.Report.Moved))
 	if r.Visited > 0 && r.Visited < r.Bands {
 		took := now.Sub(r.Started)
 		line += fmt.Sprintf(", %v left", (took / time.Duration(r.Visited) * time.Duration(r.Bands-r.Visited)).Round(time.Second))
@@ -285,11 +294,11 @@ func printCompaction(w io.Writer, st *compactStatus) {
 	if st.Error != "" {
 		fmt.Fprintf(w, "last attempt: %s\n", st.Error)
 	}
-	fmt.Fprintf(w, "live %s of %s, free %s; shadows %s\n", gib(st.Live), gib(st.Capacity), gib(st.Free), gib(st.Shadows))
-	fmt.Fprintf(w, "since the start: %d bands freed, %s moved, %s given back; write amplification %.2f\n", st.Freed, gib(st.Moved), gib(st.Reclaim), st.Amplification)
+	fmt.Fprintf(w, "live %s of %s, free %s; shadows %s\n", about(st.Live), about(st.Capacity), about(st.Free), about(st.Shadows))
+	fmt.Fprintf(w, "since the start: %d bands freed, %s moved, %s given back; write amplification %.2f\n", st.Freed, about(st.Moved), about(st.Reclaim), st.Amplification)
 	if l := st.Last; l != nil {
 		fmt.Fprintf(w, "last pass ended %s, took %v: %d bands freed, %d left, %s moved\n", l.Ended.Local().Format(time.DateTime),
-			l.Ended.Sub(l.Started).Round(time.Second), l.Report.Bands, l.Report.Left, gib(l.Report.Moved))
+			l.Ended.Sub(l.Started).Round(time.Second), l.Report.Bands, l.Report.Left, about(l.Report.Moved))
 	}
 	if !st.Next.IsZero() {
 		fmt.Fprintf(w, "next %s\n", st.Next.Local().Format(time.DateTime))

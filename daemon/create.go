@@ -51,7 +51,7 @@ type arrayPlan struct {
 	Data       int        `json:"data"`
 	Parity     int        `json:"parity"`
 	ExtentSize int64      `json:"extent_size"`
-	Usable     int64      `json:"usable"` // what the disks hold besides parity, before the log's own overhead
+	Usable     int64      `json:"usable"` // capacity of the array
 	Disks      []planDisk `json:"disks"`
 }
 
@@ -92,11 +92,7 @@ func planArray(opt *createOptions) (*arrayPlan, error) {
 		return nil, usageError{fmt.Errorf("plan array: %w", err)}
 	}
 	p.Data, p.Parity, p.ExtentSize = geo.Data, geo.Parity, geo.ExtentSize
-	var extents int64
-	for _, s := range sizes {
-		extents += s / geo.ExtentSize
-	}
-	p.Usable = extents / int64(geo.Data+geo.Parity) * int64(geo.Data) * geo.ExtentSize
+	p.Usable = geo.Capacity(sizes)
 	return p, nil
 }
 

@@ -157,8 +157,8 @@ func printDeep(w io.Writer, r *object.DeepReport) {
 	printCheck(w, &r.Cells)
 	fmt.Fprintf(w, "  index: %d entries, %d missing, %d too many, %d different\n", r.Entries, r.Missing, r.Extra, r.Different)
 	fmt.Fprintf(w, "  bulk stripes: %d named, %d of them lost; %d garbage (%s of each disk), %d never committed; %d packed ones freed\n", r.Stripes,
-		r.LostStripes, r.Garbage, gib(r.GarbageBytes), r.NotCommitted, r.FreedStripes)
-	fmt.Fprintf(w, "  objects: %d, %d opened (%s), %d skipped for want of customer keys, %d cannot be read\n", r.Objects, r.Opened, gib(r.OpenedBytes),
+		r.LostStripes, r.Garbage, about(r.GarbageBytes), r.NotCommitted, r.FreedStripes)
+	fmt.Fprintf(w, "  objects: %d, %d opened (%s), %d skipped for want of customer keys, %d cannot be read\n", r.Objects, r.Opened, about(r.OpenedBytes),
 		r.Skipped, r.Unopened)
 	for _, f := range r.Faults {
 		fmt.Fprintf(w, "  %s\n", f)

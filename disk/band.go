@@ -235,15 +235,15 @@ func (a *Array) bandsLeft() int {
 		}
 	}
 	if len(roomy) == len(free) || len(roomy) <= a.geo.Parity {
-		return a.bandsOf(free)
+		return a.geo.bandsOf(free)
 	}
-	return max(a.bandsOf(free), a.bandsOf(roomy))
+	return max(a.geo.bandsOf(free), a.geo.bandsOf(roomy))
 }
 
 // bandsOf is how many bands of the widest possible width the given numbers of free extents make: the largest n for which the disks have
 // room for n times the width, none of them giving more than n. Taking extents on the emptiest disks gets there.
-func (a *Array) bandsOf(free []int) int {
-	w := min(a.geo.width(), len(free))
+func (g Geometry) bandsOf(free []int) int {
+	w := min(g.width(), len(free))
 	if w == 0 {
 		return 0
 	}

@@ -259,14 +259,14 @@ func (a *Array) planRemoval(slot int) (*Removal, error) {
 	for _, n := range free {
 		left = append(left, n)
 	}
-	if n := a.bandsOf(left); n <= reserveBands {
+	if n := a.geo.bandsOf(left); n <= reserveBands {
 		return nil, fmt.Errorf("%w: the other disks would be full: room for %d bands would be left, and %d are kept in reserve: add a disk first, or delete data",
 			ErrRemove, n, reserveBands)
 	} else {
 		p.Free = int64(n-reserveBands) * usable
 	}
 	p.Extents, p.Bytes, p.Disks = len(bands), int64(len(bands))*a.geo.ExtentSize, len(free)
-	p.Capacity, p.After = int64(a.totalBands())*usable, int64(a.bandsOf(rest))*usable
+	p.Capacity, p.After = int64(a.totalBands())*usable, int64(a.geo.bandsOf(rest))*usable
 	return p, nil
 }
 

@@ -381,7 +381,7 @@ func TestBandsOf(t *testing.T) {
 			free[i] = rng.IntN(1 + rng.IntN(30))
 		}
 		a := &Array{geo: Geometry{Data: 1 + rng.IntN(4), Parity: rng.IntN(3)}}
-		got := a.bandsOf(free)
+		got := a.geo.bandsOf(free)
 		left, want := slices.Clone(free), 0
 		for w := min(a.geo.width(), len(left)); ; want++ {
 			slices.SortFunc(left, func(x, y int) int { return y - x })

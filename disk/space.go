@@ -446,11 +446,29 @@ func (r *room) wake() {
 
 // spareBands is how many bands new data leaves free while compaction can make room, so that it need not wait for each. More would be of
 // no use: what lies idle is missing where dead bytes gather.
-func (a *Array) spareBands() int { return reserveBands + max(3, a.totalBands()/64) }
+func (a *Array) spareBands() int { return spareOf(a.totalBands()) }
+
+func spareOf(bands int) int { return reserveBands + max(3, bands/64) }
 
 // slackBands is how much of the array its capacity leaves out: bands over which dead bytes spread, so that those that are emptied hold
 // little that is live. With 85 % of the capacity in use a band is emptied that is two thirds live at worst (see docs/benchmarks.md).
-func (a *Array) slackBands() int { return a.spareBands() + a.totalBands()/9 }
+func (a *Array) slackBands() int { return slackOf(a.totalBands()) }
+
+func slackOf(bands int) int { return spareOf(bands) + bands/9 }
+
+// capacity is how many bytes of data so many bands of full width take.
+func (g Geometry) capacity(bands int) int64 {
+	return int64(max(bands-slackOf(bands), 0)) * int64(g.Data) * (g.ExtentSize - BlockSize)
+}
+
+// Capacity is how many bytes of data an array of disks of these sizes takes.
+func (g Geometry) Capacity(sizes []int64) int64 {
+	var extents []int
+	for _, s := range sizes {
+		extents = append(extents, int(g.extents(s)))
+	}
+	return g.capacity(g.bandsOf(extents))
+}
 
 // totalBands is how many bands of full width the array holds; a.mu is held.
 func (a *Array) totalBands() int {
@@ -460,7 +478,7 @@ func (a *Array) totalBands() int {
 			extents = append(extents, int(d.extents))
 		}
 	}
-	return a.bandsOf(extents)
+	return a.geo.bandsOf(extents)
 }
 
 // noteSpace looks whether space has become short or plentiful; a.mu is held.

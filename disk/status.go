@@ -198,8 +198,7 @@ func (a *Array) Status() Status {
 		}
 	}
 	s.Scrub = scrub
-	usable := a.geo.ExtentSize - BlockSize
-	s.Capacity = int64(max(a.totalBands()-a.slackBands(), 0)) * int64(a.geo.Data) * usable
+	s.Capacity = a.geo.capacity(a.totalBands())
 	s.Free = min(a.freeSpace(), s.Capacity)
 	for _, arena := range []*blockdev.Arena{a.arena, a.reads, a.rebuild, a.meta} {
 		n, _ := arena.Stats()

@@ -220,3 +220,15 @@ func FuzzIndexValue(f *testing.F) {
 		}
 	})
 }
+
+// FuzzUploadID: what is taken for an id is its own text form.
+func FuzzUploadID(f *testing.F) {
+	f.Add(uploadID(newID()))
+	f.Add("")
+	f.Add("AAAAAAAAAAAAAAAAAAAAAB")
+	f.Fuzz(func(t *testing.T, s string) {
+		if id, ok := parseUploadID(s); ok && uploadID(id) != s {
+			t.Fatalf("%q is taken for %q", s, uploadID(id))
+		}
+	})
+}
