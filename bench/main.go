@@ -54,7 +54,7 @@ var suites = []suite{
 	{"the engine's large I/O against fio", []string{"streams"}, (*bench).streams},
 	{"4 KiB durable puts against a lone durable append loop",
 		[]string{"puts/store/1", "puts/store/64", "puts/store/256", "puts/array/1", "puts/array/64", "puts/array/256"}, (*bench).puts},
-	{"scrub, rebuild, and reads without a disk", []string{"scrub", "rebuild", "foreground", "degraded"}, (*bench).repair},
+	{"scrub, rebuild, and reads without a disk", []string{"scrub", "rebuild", "foreground/reads", "foreground/writes", "foreground/appends", "degraded"}, (*bench).repair},
 	{"steady overwriting with 85 % of the capacity in use, memory disks",
 		[]string{"overwrite/bulk/evenly", "overwrite/bulk/skewed", "overwrite/packed/evenly", "overwrite/packed/skewed"}, (*bench).overwrite},
 	{"an index of many objects", []string{"scale"}, (*bench).scale},

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -19,16 +20,27 @@ const repairLanes = 8
 type repairSeries struct {
 	scrub, plainRead             series
 	rebuild, plainCopy           series
-	readIdle, readBusy           series
-	appendIdle, appendBusy       series
+	idle, busy                   [len(callers)]series
 	degraded, healthy            series
 	rebuiltAlone, rebuiltServing []time.Duration
+}
+
+type caller struct {
+	name, what string
+	show       func(float64) string
+}
+
+// callers are what a rebuild shares the disks with, one kind at a time.
+var callers = [...]caller{
+	{"reads", "stripe reads", gbps},
+	{"writes", "stripe writes", gbps},
+	{"appends", "4 KiB appends", rate},
 }
 
 // repair measures what keeps an array whole against the sequential speed of its disks, and what callers notice of it.
 func (b *bench) repair(ctx context.Context) error {
 	var r repairSeries
-	for _, what := range []string{"scrub", "rebuild", "foreground"} {
+	for _, what := range []string{"scrub", "rebuild", "foreground/reads", "foreground/writes", "foreground/appends"} {
 		if b.opt.wants(what) {
 			if err := b.repairRounds(ctx, &r, what); err != nil {
 				return err
@@ -50,8 +62,9 @@ func (b *bench) repair(ctx context.Context) error {
 	line("rebuild, idle : plain reads of k, write of one", &r.rebuild, &r.plainCopy, 0.7, gbps,
 		fmt.Sprintf("bytes of the new disk; CPU %.2f against %.2f s/GB; took %v, and %v beside callers", median(r.rebuild.cpu),
 			median(r.plainCopy.cpu), median(r.rebuiltAlone).Round(time.Millisecond), median(r.rebuiltServing).Round(time.Millisecond)))
-	line("stripe reads, rebuilding : idle", &r.readBusy, &r.readIdle, 0.6, gbps, "")
-	line("4 KiB appends, rebuilding : idle", &r.appendBusy, &r.appendIdle, 0.6, rate, "")
+	for i, c := range callers {
+		line(c.what+", rebuilding : idle", &r.busy[i], &r.idle[i], 0.6, c.show, "")
+	}
 	line("stripe reads, a disk gone : healthy", &r.degraded, &r.healthy, 0.6, gbps,
 		fmt.Sprintf("CPU %.2f against %.2f s/GB", median(r.degraded.cpu), median(r.healthy.cpu)))
 	return nil
@@ -83,7 +96,11 @@ func (b *bench) repairRounds(ctx context.Context, r *repairSeries, what string) 
 		return err
 	}
 	defer func() { err = errors.Join(err, p.close()) }()
-	where, err := writeStripes(ctx, bed.array, pick(b, 384, 48))
+	stripes := pick(b, 384, 48)
+	if what == "foreground/writes" {
+		stripes = writtenAtOnce // the others are to find room
+	}
+	where, err := writeStripes(ctx, bed.array, stripes)
 	if err != nil {
 		return err
 	}
@@ -123,14 +140,16 @@ func (b *bench) repairRounds(ctx context.Context, r *repairSeries, what string) 
 			r.plainCopy.add(took, float64(n))
 			return err
 		})
-	case "foreground":
-		turns = append(turns, func() error { return b.foreground(ctx, bed, where, nil, &r.readIdle, &r.appendIdle) },
+	default:
+		kind := slices.IndexFunc(callers[:], func(c caller) bool { return what == "foreground/"+c.name })
+		work := b.foreground(ctx, bed, where, callers[kind].name)
+		turns = append(turns, func() error { return work(nil, &r.idle[kind]) },
 			func() error {
 				busy := make(chan struct{})
 				var g errgroup.Group
 				start := time.Now()
 				_, err := b.rebuild(ctx, bed, next(), func() {
-					g.Go(func() error { return b.foreground(ctx, bed, where, busy, &r.readBusy, &r.appendBusy) })
+					g.Go(func() error { return work(busy, &r.busy[kind]) })
 				})
 				close(busy)
 				r.rebuiltServing = append(r.rebuiltServing, time.Since(start))
@@ -165,45 +184,59 @@ func (b *bench) rebuild(ctx context.Context, bed *bed, slot int, began func()) (
 	}
 }
 
-// foreground has callers read stripes and append small records for a slice of time, or until done is closed.
-func (b *bench) foreground(ctx context.Context, bed *bed, where []disk.Stripe, done <-chan struct{}, reads, appends *series) error {
-	var read, appended atomic.Int64
-	var g errgroup.Group
-	start := time.Now()
-	over := func() bool {
-		select {
-		case <-done:
-			return true
-		default:
-			return time.Since(start) >= b.span(1500*time.Millisecond)
+// writtenAtOnce is how many stripes are written in a turn: all turns must fit on the disks.
+const writtenAtOnce = 40
+
+// foreground is callers that read stripes or append small records for a slice of time, or until done is closed, or write some stripes.
+func (b *bench) foreground(ctx context.Context, bed *bed, where []disk.Stripe, kind string) func(done <-chan struct{}, s *series) error {
+	if kind == "writes" {
+		return func(_ <-chan struct{}, s *series) error {
+			n := pick(b, writtenAtOnce, writtenAtOnce/10)
+			took, err := timed(func() error { _, err := writeStripes(ctx, bed.array, n); return err })
+			s.add(took, float64(n*stripeData))
+			return err
 		}
 	}
-	for l := range engineStreams / 2 {
-		g.Go(func() error {
-			for i := l; !over(); i += engineStreams / 2 {
-				if err := readStripes(ctx, bed.array, where[i%len(where):][:1]); err != nil {
-					return err
-				}
-				read.Add(stripeData)
-			}
-			return nil
-		})
+	workers, each, one := engineStreams, stripeData, func(l int) func(i int) error {
+		return func(i int) error { return readStripes(ctx, bed.array, where[(l+i*engineStreams)%len(where):][:1]) }
 	}
-	one := arrayPutter(ctx, bed.array)
-	for w := range 16 {
-		g.Go(func() error {
-			for put := one(w); !over(); appended.Add(1) {
-				if err := put(); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
+	if kind == "appends" {
+		put := arrayPutter(ctx, bed.array)
+		workers, each, one = 16, 1, func(l int) func(int) error {
+			f := put(l)
+			return func(int) error { return f() }
+		}
 	}
-	took, err := timed(g.Wait)
-	reads.add(took, float64(read.Load()))
-	appends.add(took, float64(appended.Load()))
-	return err
+	return func(done <-chan struct{}, s *series) error {
+		var n atomic.Int64
+		start := time.Now()
+		over := func() bool {
+			select {
+			case <-done:
+				return true
+			default:
+				return time.Since(start) >= b.span(1500*time.Millisecond)
+			}
+		}
+		took, err := timed(func() error {
+			var g errgroup.Group
+			for l := range workers {
+				g.Go(func() error {
+					f := one(l)
+					for i := 0; !over(); i++ {
+						if err := f(i); err != nil {
+							return err
+						}
+						n.Add(int64(each))
+					}
+					return nil
+				})
+			}
+			return g.Wait()
+		})
+		s.add(took, float64(n.Load()))
+		return err
+	}
 }
 
 // degradedRounds reads the same stripes from an array without one of its disks and from a whole one.

@@ -15,11 +15,16 @@ import (
 // the others where parity bears it. After fenceAfter such intervals it is fenced, for every write waits for it; one that is not slow takes half of
 // one back, so that a disk which is slow now and then is fenced as well. The same befalls a disk of which at least half of the reads fail; as
 // others answer for it then, it is asked for a few blocks in each interval, so that it can prove itself.
+//
+// A disk that answers nothing for an interval while others answer is suspect too, and fenced after silentAfter of them: disks meant for arrays
+// give up on a sector after 7 s at most (SCT ERC), and a disk that looks for one is not to be lost. Where all are silent the cause is not a disk.
+// A fenced disk is not waited for any longer.
 const (
 	healthEvery = 500 * time.Millisecond
 	slowFactor  = 10
 	slowFloor   = 50 * time.Millisecond
 	fenceAfter  = 3
+	silentAfter = 16
 	askedBlocks = 8
 )
 
@@ -27,6 +32,7 @@ const (
 const (
 	tooSlow   = "slower than its peers"
 	readsFail = "most of its reads fail"
+	noAnswer  = "does not answer"
 )
 
 // pulse is what was seen of a disk's latency.
@@ -118,10 +124,11 @@ func (a *Array) watchHealth() {
 		case <-tick.C:
 		}
 		a.tryCramped()
-		for _, d := range a.takePulse(pulses) {
+		for _, d := range a.takePulse(pulses, every) {
 			if !a.canSpare(d) { // another one was fenced just now
 				continue
 			}
+			a.group.GiveUp(d.gi)
 			if err := a.log.fail([]*disk{d}); err != nil {
 				a.logger.Error("suspect disk not fenced", "path", d.path, "err", err)
 			}
@@ -130,7 +137,7 @@ func (a *Array) watchHealth() {
 }
 
 // takePulse takes the pulse of every disk and returns those to be fenced.
-func (a *Array) takePulse(pulses map[*disk]*pulse) (fence []*disk) {
+func (a *Array) takePulse(pulses map[*disk]*pulse, every time.Duration) (fence []*disk) {
 	var live []*disk
 	var reads, writes []time.Duration
 	a.mu.RLock()
@@ -161,6 +168,7 @@ func (a *Array) takePulse(pulses map[*disk]*pulse) (fence []*disk) {
 		p.good, p.failed = s.Reads, s.ReadErrors
 	}
 	a.hedges.measure(live, stats, pulses)
+	silence := a.silence(live)
 	for i, d := range live {
 		p := pulses[d]
 		switch {
@@ -176,18 +184,45 @@ func (a *Array) takePulse(pulses map[*disk]*pulse) (fence []*disk) {
 			a.tasks.Go(func() { a.ask(d) })
 		case p.slow > 0:
 			why = tooSlow
+		case silence[i] >= every:
+			why = noAnswer
 		}
 		if sick := why != ""; d.suspect.Swap(sick) != sick {
-			a.logger.Warn("disk suspect", "path", d.path, "slot", d.slot, "suspect", sick, "reason", why, "read", reads[i], "write", writes[i])
+			a.logger.Warn("disk suspect", "path", d.path, "slot", d.slot, "suspect", sick, "reason", why, "read", reads[i], "write", writes[i], "silent", silence[i])
 		}
 		a.mu.Lock()
 		d.symptom = why
 		a.mu.Unlock()
-		if max(p.slow, p.unread) >= 2*fenceAfter && a.canSpare(d) {
+		if (max(p.slow, p.unread) >= 2*fenceAfter || silence[i] >= silentAfter*every) && a.canSpare(d) {
 			fence = append(fence, d)
 		}
 	}
 	return fence
+}
+
+// silence is how long each disk has owed an answer while a peer gave one, and most are not as silent.
+func (a *Array) silence(live []*disk) []time.Duration {
+	silent, since := make([]time.Duration, len(live)), make([]time.Duration, len(live))
+	for i, d := range live {
+		silent[i], since[i] = a.group.Silence(d.gi)
+	}
+	out := make([]time.Duration, len(live))
+	for i, s := range silent {
+		var answered, silentToo int
+		for k := range live {
+			switch {
+			case k == i:
+			case silent[k] > s/2:
+				silentToo++
+			case since[k] < s:
+				answered++
+			}
+		}
+		if answered > 0 && silentToo <= (len(live)-1)/2 {
+			out[i] = s
+		}
+	}
+	return out
 }
 
 // ask reads a few blocks of a disk that must be there: the headers of bands, or its superblock where it has none. The counters of the device

@@ -17,10 +17,11 @@ import (
 )
 
 // modelDev is a disk in memory that takes its time, by the clock of a synctest bubble: 0.2 to 1 ms and 1 ns a byte, now and then 5 ms
-// more, and 1 s more for each operation while it is slow.
+// more, and 1 s more for each operation while it is slow, or hangs on for as long as it is told.
 type modelDev struct {
 	blockdev.Device
-	slow *atomic.Bool
+	slow  *atomic.Bool
+	hangs *atomic.Int64 // nanoseconds
 
 	mu    *sync.Mutex // guards all below
 	rng   *rand.Rand
@@ -28,7 +29,7 @@ type modelDev struct {
 }
 
 func newModelDev(d blockdev.Device, seed uint64) modelDev {
-	return modelDev{d, new(atomic.Bool), new(sync.Mutex), rand.New(rand.NewPCG(seed, 1)), new(blockdev.Stats)}
+	return modelDev{d, new(atomic.Bool), new(atomic.Int64), new(sync.Mutex), rand.New(rand.NewPCG(seed, 1)), new(blockdev.Stats)}
 }
 
 func (d modelDev) serve(n int) time.Duration {
@@ -41,6 +42,7 @@ func (d modelDev) serve(n int) time.Duration {
 	if d.slow.Load() {
 		t += time.Second
 	}
+	t += time.Duration(d.hangs.Load())
 	time.Sleep(t)
 	return t
 }
@@ -242,6 +244,44 @@ func slowArray(t *testing.T, m *Memory, slow int) ([]blockdev.Device, *foregroun
 	f.load(state)
 	f.run(2*time.Second, 1)
 	return devs, f
+}
+
+// TestSilentDisk: a disk that does not answer for long, or ever, is fenced long before the deadline of what it was asked; those who wait for
+// it go on then. One that answers in time, as after looking for a bad sector, stays, and so do all when they are silent together.
+func TestSilentDisk(t *testing.T) {
+	for _, c := range []struct {
+		hangs time.Duration
+		disks []int
+		fence bool
+	}{{7 * time.Second, []int{2}, false}, {12 * time.Second, []int{2}, true}, {time.Hour, []int{4}, true}, {12 * time.Second, []int{0, 1, 2, 3, 4, 5}, false}} {
+		t.Run(fmt.Sprint(c.hangs, len(c.disks)), func(t *testing.T) {
+			inBubble(t, 96, func(t *testing.T, m *Memory) {
+				devs, f := slowArray(t, m, -1)
+				defer time.Sleep(c.hangs)
+				defer f.a.Close()
+				for _, i := range c.disks {
+					devs[i].(modelDev).hangs.Store(int64(c.hangs))
+				}
+				time.AfterFunc(100*time.Millisecond, func() { // only what is asked at first hangs
+					for _, i := range c.disks {
+						devs[i].(modelDev).hangs.Store(0)
+					}
+				})
+				began := time.Now()
+				f.run(c.hangs/1000+time.Millisecond, 1000) // all of it is acknowledged, or the test fails
+				took := time.Since(began)
+				for _, i := range c.disks {
+					d := f.a.Status().Disks[i]
+					if fenced := d.State == DiskFenced; fenced != c.fence || fenced && d.Reason != noAnswer {
+						t.Errorf("disk %d is %s (%s)", i, d.State, d.Reason)
+					}
+				}
+				if most := (silentAfter + 2) * healthEvery; c.fence && took > most {
+					t.Errorf("callers waited %v, more than %v", took, most)
+				}
+			})
+		})
+	}
 }
 
 // TestSlowDiskTail: with one disk that takes 1 s for each operation, whichever it is, the 99th percentile of foreground reads and writes

@@ -119,6 +119,12 @@ type Group interface {
 	Len() int
 	// Add makes a device of the same kind part of the group and returns its index. Others may run batches meanwhile.
 	Add(d Device) (int, error)
+	// Silence tells how long a device has owed an answer, 0 if it owes none, and how long ago it answered last. Devices that answer in
+	// the caller's goroutine owe nothing.
+	Silence(i int) (silent, since time.Duration)
+	// GiveUp ends the operations that a device owes an answer to as if their deadline had passed, within a moment. Those that begin
+	// later are not affected.
+	GiveUp(i int)
 	Kind() string   // "uring", "pool", "mem", "sim"
 	Reason() string // why this kind and no better one, for the log
 	// Close waits a few seconds for operations in flight, and fails when the kernel holds some longer. It does not close the devices.
@@ -145,6 +151,9 @@ const (
 	maxStuck = 8
 	// maxLate bounds, per device, the reads that are late and go on: more would be of no use to a slow disk or its callers.
 	maxLate = 8
+
+	// lookEvery bounds how long a Run waits without looking whether GiveUp was called.
+	lookEvery = 250 * time.Millisecond
 
 	// closeGrace is how long Group.Close waits for operations in flight.
 	closeGrace = 3 * time.Second

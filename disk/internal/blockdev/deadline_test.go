@@ -167,6 +167,45 @@ func TestDeadline(t *testing.T) {
 	}
 }
 
+// TestGiveUp: a device that owes an answer is known by it, and what it owes ends when it is given up; what is asked of it later does not.
+func TestGiveUp(t *testing.T) {
+	for _, h := range hangs {
+		t.Run(h.name, func(t *testing.T) {
+			g, release := h.open(t, GroupOptions{})
+			ops := stripe(2, Align, buffer(t, 2*Align, 0), Op{})
+			ended := make(chan error)
+			go func() { ended <- g.Run(ops) }()
+			const long = 2 * lookEvery
+			waitFor(t, "silence", func() bool { silent, _ := g.Silence(1); return silent > long })
+			if silent, since := g.Silence(0); silent != 0 || since > 10*long {
+				t.Errorf("the other device is silent for %v, since %v", silent, since)
+			}
+			if _, since := g.Silence(1); since < long {
+				t.Errorf("answered %v ago", since)
+			}
+			select {
+			case <-ended:
+				t.Fatal("did not wait")
+			default:
+			}
+			g.GiveUp(1)
+			if err := <-ended; err != nil {
+				t.Fatal(err)
+			}
+			if ops[0].Err != nil || !errors.Is(ops[1].Err, ErrTimeout) || !ops[1].Stuck {
+				t.Errorf("results %+v, %+v", ops[0], ops[1])
+			}
+			release(2)
+			waitFor(t, "the answer", ops[1].Settle)
+			later := []Op{{Dev: 1, Buf: buffer(t, Align, 0)}}
+			if err := g.Run(later); err != nil || later[0].Err != nil {
+				t.Errorf("later: %v, %v", err, later[0].Err)
+			}
+			waitFor(t, "end of silence", func() bool { silent, _ := g.Silence(1); return silent == 0 })
+		})
+	}
+}
+
 // TestDeadlineQueued: an operation that no worker has begun at its deadline releases its buffer, and is never begun.
 func TestDeadlineQueued(t *testing.T) {
 	mem := openMem(t, 1)[0]

@@ -18,11 +18,11 @@ func NewGroup(devs []Device, opt GroupOptions) (Group, error) {
 		return nil, fmt.Errorf("group devices: unknown preference %q", opt.Prefer)
 	}
 	opt.setDefaults()
-	b := base{opt: opt, devs: make([]member, MaxGroup), n: new(atomic.Int32), add: new(sync.Mutex)}
+	b := base{opt: opt, devs: make([]member, MaxGroup), n: new(atomic.Int32), add: new(sync.Mutex), began: time.Now()}
 	counts := map[string]int{}
 	for i, d := range devs {
 		counts[d.Limits().Kind]++
-		b.devs[i] = newMember(d)
+		b.devs[i] = b.newMember(d)
 	}
 	b.n.Store(int32(len(devs)))
 	switch {
@@ -75,6 +75,7 @@ type base struct {
 	add    *sync.Mutex   // held by Add
 	opt    GroupOptions
 	reason string
+	began  time.Time
 }
 
 // member is a device and what every operation asks of it.
@@ -84,10 +85,33 @@ type member struct {
 	size     int64
 	counters *counters   // the device's own, where it has some
 	file     *fileDevice // in a uring group
+	debt     *debt
 }
 
-func newMember(d Device) member {
-	m := member{Device: d, path: d.Path(), size: d.Limits().Size, counters: &counters{}}
+// debt is what a device owes. Times are of the group, in nanoseconds.
+type debt struct {
+	began    time.Time    // of the group
+	ops      atomic.Int64 // asked for and not answered
+	since    atomic.Int64 // when it began to owe, or answered
+	answered atomic.Int64
+	givenUp  atomic.Int64 // operations that began before have no time left
+}
+
+func (d *debt) begin(now time.Time) {
+	if d.ops.Add(1) == 1 {
+		d.since.Store(int64(now.Sub(d.began)))
+	}
+}
+
+func (d *debt) end(now time.Time) {
+	t := int64(now.Sub(d.began))
+	d.since.Store(t)
+	d.answered.Store(t)
+	d.ops.Add(-1)
+}
+
+func (b *base) newMember(d Device) member {
+	m := member{Device: d, path: d.Path(), size: d.Limits().Size, counters: &counters{}, debt: &debt{began: b.began}}
 	if c, ok := d.(interface{ stat() *counters }); ok {
 		m.counters = c.stat()
 	}
@@ -106,7 +130,7 @@ func (b *base) Add(d Device) (int, error) {
 	if n == MaxGroup {
 		return 0, fmt.Errorf("add %s: %d devices are possible: %w", d.Path(), MaxGroup, ErrInvalid)
 	}
-	m := newMember(d)
+	m := b.newMember(d)
 	if _, file := b.devs[0].Device.(*fileDevice); file != (m.file != nil) {
 		return 0, fmt.Errorf("add %s: another kind of device: %w", d.Path(), ErrInvalid)
 	}
@@ -115,6 +139,24 @@ func (b *base) Add(d Device) (int, error) {
 	return n, nil
 }
 func (b *base) Reason() string { return b.reason }
+
+// Silence implements Group.
+func (b *base) Silence(i int) (silent, since time.Duration) {
+	d, now := b.devs[i].debt, time.Since(b.began)
+	if d.ops.Load() > 0 {
+		silent = max(now-time.Duration(d.since.Load()), 0)
+	}
+	return silent, max(now-time.Duration(d.answered.Load()), 0)
+}
+
+// GiveUp implements Group.
+func (b *base) GiveUp(i int) { b.devs[i].debt.givenUp.Store(int64(time.Since(b.began))) }
+
+// overdue reports whether op, which began at start, has no time left.
+func (b *base) overdue(op *Op, start time.Time, now time.Duration) bool {
+	t := b.timeout(op)
+	return t > 0 && now >= t || start.Sub(b.began) < time.Duration(b.devs[op.Dev].debt.givenUp.Load())
+}
 
 // reset clears the results of a batch and finds programmer errors in it.
 func (b *base) reset(ops []Op) error {
@@ -175,18 +217,18 @@ func (g *memGroup) Run(ops []Op) error {
 	return nil
 }
 
-// expire gives op, which has not completed in time, its result. hold is nil when nothing holds its buffer.
-func (b *base) expire(op *Op, h *hold) {
+// expire gives op, which has not completed after some time, its result. hold is nil when nothing holds its buffer.
+func (b *base) expire(op *Op, h *hold, after time.Duration) {
 	m := &b.devs[op.Dev]
 	if op.LateAfter > 0 && b.timeout(op) == op.LateAfter {
 		m.late(op, h)
 		return
 	}
-	verb, after := "read", b.opt.ReadTimeout
+	verb := "read"
 	if op.Write {
-		verb, after = "write", b.opt.WriteTimeout
+		verb = "write"
 	}
-	op.Err = fmt.Errorf("%s %s: %d bytes at %d after %v: %w", verb, m.path, len(op.Buf), op.Off, after, ErrTimeout)
+	op.Err = fmt.Errorf("%s %s: %d bytes at %d after %v: %w", verb, m.path, len(op.Buf), op.Off, after.Round(time.Millisecond), ErrTimeout)
 	m.counters.timeout(op.Write)
 	if h != nil {
 		op.Stuck, op.hold = true, h

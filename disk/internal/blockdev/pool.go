@@ -104,6 +104,7 @@ func (g *poolGroup) enqueue(j *job) {
 		j.complete(jobQueued, j.op.Err)
 		return
 	}
+	g.devs[j.op.Dev].debt.begin(time.Now())
 	q := &g.queues[j.op.Dev]
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -116,12 +117,12 @@ func (g *poolGroup) enqueue(j *job) {
 	if q.workers < g.opt.Workers {
 		q.workers++
 		g.life.wg.Add(1) // under the count of the Run that enqueues
-		go g.work(q)
+		go g.work(q, g.devs[j.op.Dev].debt)
 	}
 }
 
 // work performs jobs of q until there are none.
-func (g *poolGroup) work(q *queue) {
+func (g *poolGroup) work(q *queue, debt *debt) {
 	defer g.life.leave()
 	for {
 		q.mu.Lock()
@@ -133,8 +134,12 @@ func (g *poolGroup) work(q *queue) {
 		}
 		q.first = j.next
 		q.mu.Unlock()
-		if op, ok := j.claim(); ok {
+		op, ok := j.claim()
+		if ok {
 			g.perform(&op)
+		}
+		debt.end(time.Now())
+		if ok {
 			if h := j.complete(jobRunning, op.Err); h != nil {
 				g.devs[op.Dev].counters.letGo(h, op.Err)
 			}
@@ -171,19 +176,18 @@ func (j *job) complete(from jobState, err error) *hold {
 // await waits until all jobs of b are done or past their deadlines, and reports whether all are done.
 func (g *poolGroup) await(b *batch, start time.Time) bool {
 	for {
-		deadline := g.nextDeadline(b)
-		if deadline == 0 {
-			<-b.done
-			return b.expired == 0
+		wait := lookEvery
+		if deadline := g.nextDeadline(b); deadline > 0 {
+			wait = min(wait, deadline-time.Since(start))
 		}
-		b.timer.Reset(deadline - time.Since(start))
+		b.timer.Reset(wait)
 		select {
 		case <-b.done:
 			b.timer.Stop()
 			return b.expired == 0
 		case <-b.timer.C:
 		}
-		if g.expireJobs(b, time.Since(start)) {
+		if g.expireJobs(b, start) {
 			return false
 		}
 	}
@@ -203,20 +207,21 @@ func (g *poolGroup) nextDeadline(b *batch) (first time.Duration) {
 }
 
 // expireJobs gives up on the open jobs whose deadline has passed, and reports whether that leaves none open.
-func (g *poolGroup) expireJobs(b *batch, now time.Duration) bool {
+func (g *poolGroup) expireJobs(b *batch, start time.Time) bool {
+	now := time.Since(start)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	before := b.left
 	for i := range b.jobs {
 		j := &b.jobs[i]
-		if t := g.timeout(&j.op); j.state > jobRunning || t == 0 || now < t {
+		if j.state > jobRunning || !g.overdue(&j.op, start, now) {
 			continue
 		}
 		var h *hold
 		if j.state == jobRunning {
 			h = &hold{}
 		}
-		g.expire(&j.op, h)
+		g.expire(&j.op, h, now)
 		j.state = jobExpired
 		b.left--
 		b.expired++

@@ -1,6 +1,7 @@
 package blockdev
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"sync"
@@ -47,6 +48,7 @@ type ring struct {
 type slot struct {
 	op    *Op   // nil when the caller has left
 	hold  *hold // then set
+	debt  *debt
 	file  *fileDevice
 	buf   []byte // what remains to be moved
 	off   int64
@@ -170,12 +172,10 @@ func (g *uringGroup) drive(r *ring, ops []Op) error {
 		if r.open == 0 {
 			break
 		}
-		wait, timeout := uint32(1), r.remaining(time.Since(start))
+		wait, timeout := uint32(1), cmp.Or(min(r.remaining(time.Since(start)), lookEvery), lookEvery)
 		if all && next == len(ops) {
 			wait = uint32(r.open)
-			if p := patienceFor(ops); timeout == 0 || timeout > p {
-				timeout = p
-			}
+			timeout = min(timeout, patienceFor(ops))
 		}
 		all = false
 		if err := r.enter(wait, timeout); err != nil {
@@ -187,7 +187,7 @@ func (g *uringGroup) drive(r *ring, ops []Op) error {
 		for c, ok := r.pop(); ok; c, ok = r.pop() {
 			r.complete(c, now)
 		}
-		next += g.expireLate(r, ops[next:], now.Sub(start))
+		next += g.expireLate(r, ops[next:], start, now.Sub(start))
 	}
 	if r.stuck > 0 {
 		g.life.wg.Add(1) // under the count of this Run
@@ -223,7 +223,9 @@ func (g *uringGroup) submit(r *ring, op *Op, start time.Time) {
 	n := len(r.free) - 1
 	i := r.free[n]
 	r.free = r.free[:n]
-	r.slots[i] = slot{op: op, file: f, buf: op.Buf, off: op.Off, whole: len(op.Buf), write: op.Write, dsync: op.Durable, start: start}
+	debt := g.devs[op.Dev].debt
+	debt.begin(start)
+	r.slots[i] = slot{op: op, debt: debt, file: f, buf: op.Buf, off: op.Off, whole: len(op.Buf), write: op.Write, dsync: op.Durable, start: start}
 	r.open++
 	r.due(g.timeout(op))
 	r.push(i)
@@ -273,6 +275,7 @@ func (r *ring) complete(c cqe, now time.Time) {
 		err = s.file.fault(s.write, s.off, s.whole, io.ErrUnexpectedEOF)
 	}
 	s.file.counters.done(s.write, s.dsync, s.whole, now.Sub(s.start), err)
+	s.debt.end(now)
 	s.file.unuse()
 	if s.hold != nil {
 		r.stuck--
@@ -303,9 +306,9 @@ func (r *ring) due(t time.Duration) {
 
 // expireLate gives up on the operations past their deadline: those in flight, and of waiting the leading ones, whose number it
 // returns.
-func (g *uringGroup) expireLate(r *ring, waiting []Op, now time.Duration) (skipped int) {
-	late := func(op *Op) bool { t := g.timeout(op); return t > 0 && now >= t }
-	if r.first > 0 && now >= r.first {
+func (g *uringGroup) expireLate(r *ring, waiting []Op, start time.Time, now time.Duration) (skipped int) {
+	late := func(op *Op) bool { return g.overdue(op, start, now) }
+	if r.first > 0 && now >= r.first || now >= lookEvery {
 		r.first = 0
 		for i := range r.slots {
 			s := &r.slots[i]
@@ -313,7 +316,7 @@ func (g *uringGroup) expireLate(r *ring, waiting []Op, now time.Duration) (skipp
 			case s.op == nil:
 			case late(s.op):
 				h := &hold{}
-				g.expire(s.op, h)
+				g.expire(s.op, h, now)
 				r.abandon(s, h)
 			default:
 				r.due(g.timeout(s.op))
@@ -321,7 +324,7 @@ func (g *uringGroup) expireLate(r *ring, waiting []Op, now time.Duration) (skipp
 		}
 	}
 	for skipped < len(waiting) && late(&waiting[skipped]) {
-		g.expire(&waiting[skipped], nil)
+		g.expire(&waiting[skipped], nil, now)
 		skipped++
 	}
 	return skipped

@@ -82,6 +82,7 @@ type Index struct {
 	quit   chan struct{}           // closed when a scan for keys is to end
 
 	commitMu sync.Mutex // held during Commit; before mu
+	flushMu  sync.Mutex // held during Checkpoint
 
 	mu   sync.Mutex // guards live
 	live map[uint64]int64
@@ -292,6 +293,8 @@ func (x *Index) Checkpoint() error {
 	if err := x.usable(); err != nil {
 		return err
 	}
+	x.flushMu.Lock()
+	defer x.flushMu.Unlock()
 	n := x.dirty.Load()
 	if n == 0 {
 		return nil
