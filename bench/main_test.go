@@ -37,7 +37,7 @@ func TestQuick(t *testing.T) {
 	if err := json.Unmarshal(out.Bytes(), &got); err != nil {
 		t.Fatal(err)
 	}
-	want := 27
+	want := 28
 	if _, err := exec.LookPath("fio"); err == nil {
 		want += 3 // what is held against it
 	}

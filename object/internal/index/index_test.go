@@ -312,3 +312,31 @@ func TestCommitAllocs(t *testing.T) {
 	}
 	check(t, x.Close())
 }
+
+// TestCheckpointsTogether: two checkpoints at once cover what was committed, and no more.
+func TestCheckpointsTogether(t *testing.T) {
+	x := open(t, newMem(), testKeys{})
+	for i := range 200 {
+		put := func(position string) {
+			t.Helper()
+			b := x.NewBatch()
+			b.SetPosition([]byte(position))
+			if err := b.Commit(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		put("together")
+		var wg sync.WaitGroup
+		for range 2 {
+			wg.Go(func() {
+				if err := x.Checkpoint(); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		if n := x.BytesSinceCheckpoint(); n != 0 {
+			t.Fatalf("round %d: %d bytes are not covered", i, n)
+		}
+	}
+}
