@@ -286,7 +286,7 @@ func tryAppliance(ctx context.Context, cfg *Config, getenv func(string) string, 
 		log.Warn("keys are not locked into memory", "cause", err)
 	}
 	opt := disk.Options{Keys: keys, Crypto: crypto, Degraded: cfg.AllowDegraded, ReadOnly: mode.readOnly,
-		Rebuild: mode.rebuild, Logger: log, SpareGrace: time.Duration(cfg.Spare.Grace), RebuildRate: int64(cfg.Rebuild.Rate),
+		Rebuild: mode.rebuild, Logger: log, SpareGrace: time.Duration(cfg.Spare.Grace), RebuildRate: int64(cfg.Rebuild.Rate), Discard: discards[cfg.Discard],
 		Model: app.dir.model(log), Replaying: mode.replayed(log)}
 	var mu sync.Mutex // guards live: a drain may end before the array is known here
 	var live *disk.Array

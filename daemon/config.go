@@ -17,6 +17,7 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
+	"coffer/disk"
 	"coffer/object"
 )
 
@@ -63,6 +64,11 @@ type Config struct {
 	// EmbeddedDiskSize is the size of each of the six disk files that the first start creates when no array is configured.
 	// Default: 60 % of the free space over six, at most 8GiB. At least 256MiB.
 	EmbeddedDiskSize Size `yaml:"embedded_disk_size"`
+
+	// Discard says whether space of disks that deletion and compaction free is given back to them: auto, of block devices, for the
+	// firmware of an SSD, but not of files; always; or never. A file that gives space back must get it again for the next write there,
+	// which fails on a file system that others have filled meanwhile, and costs zeros written first. Default: auto.
+	Discard string `yaml:"discard"`
 
 	// AllowDegraded opens an array with so few members that they could be a stale half of it. Default: refuse.
 	AllowDegraded bool `yaml:"allow_degraded"`
@@ -345,6 +351,7 @@ func (c *Config) setDefaults() {
 	setDefault(&c.Listen, defaultListen)
 	setDefault(&c.Admin, defaultAdmin)
 	setDefault(&c.Region, defaultRegion)
+	setDefault(&c.Discard, "auto")
 	setDefault(&c.S3.FreshBucketEncryption, freshSSES3)
 	setDefault(&c.S3.WrongCustomerKeyStatus, http.StatusForbidden)
 	setDefault(&c.Log.Level, "info")
@@ -371,6 +378,9 @@ func setDefault[T comparable](field *T, value T) {
 
 // algorithms are the values of Config.Algorithm.
 var algorithms = [...]string{"", "aes-256-gcm", "chacha20-poly1305", "aes-256-cbc-hmac-sha-512"}
+
+// discards are the values of Config.Discard.
+var discards = map[string]disk.Discard{"auto": disk.DiscardAuto, "always": disk.DiscardAlways, "never": disk.DiscardNever}
 
 // Validate reports every fault of a configuration with its defaults filled in.
 func (c *Config) Validate() error {
@@ -407,6 +417,9 @@ func (c *Config) Validate() error {
 	}
 	if !slices.Contains(algorithms[:], c.Algorithm) {
 		fault("algorithm: %q is none of %s", c.Algorithm, strings.Join(algorithms[1:], ", "))
+	}
+	if _, ok := discards[c.Discard]; !ok {
+		fault("discard: %q is none of auto, always, never", c.Discard)
 	}
 	if f := c.S3.FreshBucketEncryption; f != freshSSES3 && f != freshNotFound {
 		fault("s3.fresh_bucket_encryption: %q is neither %s nor %s", f, freshSSES3, freshNotFound)

@@ -31,6 +31,7 @@ listen: 10.0.0.1:443
 http: 127.0.0.1:80
 disks: [/dev/sda, /dev/sdb]
 embedded_disk_size: 1GiB
+discard: always
 algorithm: chacha20-poly1305
 s3: {fresh_bucket_encryption: not-found, wrong_customer_key_status: 400}
 tls: {hosts: [s3.example.org]}
@@ -48,7 +49,7 @@ compact: {every: 5m, rate: 10MiB}
 	}
 	want := Config{
 		Data: "/srv/coffer", Listen: "10.0.0.1:443", HTTP: "127.0.0.1:80", Disks: []string{"/dev/sda", "/dev/sdb"},
-		EmbeddedDiskSize: 1 << 30, Algorithm: "chacha20-poly1305", S3: S3Config{"not-found", 400}, TLS: TLSConfig{Hosts: []string{"s3.example.org"}},
+		EmbeddedDiskSize: 1 << 30, Discard: "always", Algorithm: "chacha20-poly1305", S3: S3Config{"not-found", 400}, TLS: TLSConfig{Hosts: []string{"s3.example.org"}},
 		Log: LogConfig{Level: "debug", Format: "json"}, Hardware: HardwareConfig{Pin: map[string]string{"aes-256-gcm": "stdlib"}},
 		Limits:  LimitsConfig{Connections: 10, Stall: 90 * time.Second},
 		Scrub:   ScrubConfig{Enabled: new(bool), Every: Period(7 * day), Rate: 100 << 20},
@@ -119,7 +120,8 @@ func TestValidate(t *testing.T) {
 			c.EmbeddedDiskSize, c.Limits.Connections, c.Limits.Stall = 1, -1, -1
 			c.Disks = []string{"/dev/sda", "/dev/./sda"}
 			c.S3 = S3Config{"none", 404}
-		}, []string{"s3.fresh_bucket_encryption", "s3.wrong_customer_key_status", "listen", "algorithm", "log.level", "log.format", "tls", "embedded_disk_size", "limits.connections", "negative", "given twice"}},
+			c.Discard = "sometimes"
+		}, []string{`discard: "sometimes" is none of auto, always, never`, "s3.fresh_bucket_encryption", "s3.wrong_customer_key_status", "listen", "algorithm", "log.level", "log.format", "tls", "embedded_disk_size", "limits.connections", "negative", "given twice"}},
 		"domains": {func(c *Config) { c.Domains = []string{"S3.example.org", "a..b", "192.0.2.1", "-a.b", "s3.example.org"} },
 			[]string{`"S3.example.org" is no DNS name`, `"a..b"`, `"192.0.2.1"`, `"-a.b"`}},
 		"domain": {func(c *Config) { c.Domains = []string{"s3.example.org", "localhost"} }, nil},
