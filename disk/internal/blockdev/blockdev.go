@@ -45,6 +45,7 @@ var (
 // Limits describes a device as the kernel does. Sizes and alignments are bytes.
 type Limits struct {
 	Size         int64 // usable bytes, rounded down to a multiple of Align
+	Tail         int   // bytes beyond Size, fewer than Align, that only an Eraser reaches
 	LogicalBlock int   // the smallest unit the disk writes; 0 when unknown
 	MemAlign     int   // what direct I/O asks of buffer addresses; never above Align
 	OffAlign     int   // what direct I/O asks of offsets and lengths; never above Align

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -64,24 +65,30 @@ func openPath(t testing.TB, path string) Device {
 // openLoops makes loop devices with 4096-byte sectors.
 func openLoops(t *testing.T, n int) []Device {
 	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skip("loop devices need root")
-	}
 	devs := make([]Device, n)
 	for i := range devs {
 		path := filepath.Join(t.TempDir(), "image")
 		if err := CreateFile(path, testSize); err != nil {
 			t.Fatal(err)
 		}
-		out, err := exec.Command("losetup", "-f", "--show", "--direct-io=on", "--sector-size", "4096", path).CombinedOutput()
-		if err != nil {
-			t.Skipf("no loop devices: %v: %s", err, out)
-		}
-		loop := strings.TrimSpace(string(out))
-		t.Cleanup(func() { exec.Command("losetup", "-d", loop).Run() })
-		devs[i] = openPath(t, loop)
+		devs[i] = openPath(t, attachLoop(t, path, 4096))
 	}
 	return devs
+}
+
+// attachLoop makes a file a loop device until the end of the test.
+func attachLoop(t *testing.T, path string, sector int) string {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("loop devices need root")
+	}
+	out, err := exec.Command("losetup", "-f", "--show", "--direct-io=on", "--sector-size", strconv.Itoa(sector), path).CombinedOutput()
+	if err != nil {
+		t.Skipf("no loop devices: %v: %s", err, out)
+	}
+	loop := strings.TrimSpace(string(out))
+	t.Cleanup(func() { exec.Command("losetup", "-d", loop).Run() })
+	return loop
 }
 
 func openMem(t *testing.T, n int) []Device {

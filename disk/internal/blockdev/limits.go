@@ -29,7 +29,8 @@ func fileLimits(fd int, sys sysfs) (Limits, error) {
 		}
 		l.Size = size
 	}
-	l.Size -= l.Size % Align
+	l.Tail = int(l.Size % Align)
+	l.Size -= int64(l.Tail)
 	if l.Size == 0 {
 		return Limits{}, fmt.Errorf("size below %d bytes", Align)
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"runtime"
 	"time"
 	"unsafe"
@@ -24,7 +25,8 @@ const (
 
 // Eraser is a Device whose medium can be wiped by itself, more thoroughly than by overwriting what it shows.
 type Eraser interface {
-	// SecureDiscard destroys n bytes at off and all copies that the device keeps of them, or fails with ErrNotOffered.
+	// SecureDiscard destroys n bytes at off and all copies that the device keeps of them, or fails with ErrNotOffered. A range that ends at
+	// Limits.Size takes the tail with it.
 	SecureDiscard(off, n int64) error
 	// Zero makes n bytes at off read as zeros by writing them, without giving the space back, or fails with ErrNotOffered.
 	Zero(off, n int64) error
@@ -34,21 +36,30 @@ type Eraser interface {
 	Sanitize(ctx context.Context, progress func(float64)) (string, error)
 	// CanSanitize returns the name of what Sanitize would do, or why it would not.
 	CanSanitize() (string, error)
+	// ReadTail reads the Limits.Tail bytes at Limits.Size from the medium. p is a whole block all the same, as for Device.ReadAt; what is
+	// behind the tail in it is undefined.
+	ReadTail(p []byte) error
+	// WriteTail writes the tail from the beginning of p, and makes it durable.
+	WriteTail(p []byte) error
 }
 
 func (d *fileDevice) SecureDiscard(off, n int64) error {
-	return d.rangeIoctl("secure discard", blkSecDiscard, off, n)
+	tail := 0
+	if off+n == d.limits.Size {
+		tail = d.limits.Tail
+	}
+	return d.rangeIoctl("secure discard", blkSecDiscard, off, n, tail)
 }
-func (d *fileDevice) Zero(off, n int64) error { return d.rangeIoctl("zero", blkZeroOut, off, n) }
+func (d *fileDevice) Zero(off, n int64) error { return d.rangeIoctl("zero", blkZeroOut, off, n, 0) }
 
-// rangeIoctl is an ioctl of a block device about a range of bytes.
-func (d *fileDevice) rangeIoctl(verb string, req uintptr, off, n int64) error {
+// rangeIoctl is an ioctl of a block device about a range of bytes, and as many as tail behind them.
+func (d *fileDevice) rangeIoctl(verb string, req uintptr, off, n int64, tail int) error {
 	if !d.block {
 		return fmt.Errorf("%s %s: a file: %w", verb, d.path, ErrNotOffered)
 	}
 	refused := false
 	err := d.change(verb, off, n, func() error {
-		span := [2]uint64{uint64(off), uint64(n)}
+		span := [2]uint64{uint64(off), uint64(n) + uint64(tail)}
 		_, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(d.fd), req, uintptr(unsafe.Pointer(&span)))
 		if e == 0 {
 			return nil
@@ -60,6 +71,51 @@ func (d *fileDevice) rangeIoctl(verb string, req uintptr, off, n int64) error {
 		return fmt.Errorf("%s %s: %w", verb, d.path, ErrNotOffered)
 	}
 	return err
+}
+
+// ReadTail asks for a whole block: direct I/O stops at the end of what it reads, wherever that is.
+func (d *fileDevice) ReadTail(p []byte) error {
+	return d.tail("read", p, func() (int, error) { return unix.Pread(d.fd, p, d.limits.Size) })
+}
+
+// WriteTail takes the page cache for a file, which may end anywhere. The tail of a block device is one of logical blocks.
+func (d *fileDevice) WriteTail(p []byte) error {
+	if d.readOnly {
+		return fmt.Errorf("write the tail of %s: %w", d.path, ErrReadOnly)
+	}
+	return d.tail("write", p, func() (n int, err error) {
+		fd := d.fd
+		if !d.block {
+			fd, err = unix.Open(fmt.Sprintf("/proc/self/fd/%d", d.fd), unix.O_WRONLY|unix.O_CLOEXEC, 0)
+			if err != nil {
+				return 0, err
+			}
+			defer unix.Close(fd) // synced before
+		}
+		if n, err = unix.Pwrite(fd, p[:d.limits.Tail], d.limits.Size); err != nil {
+			return n, err
+		}
+		return n, unix.Fdatasync(fd)
+	})
+}
+
+// tail runs a transfer of the tail under the usual checks.
+func (d *fileDevice) tail(verb string, p []byte, f func() (int, error)) error {
+	if d.limits.Tail == 0 || len(p) != Align {
+		return fmt.Errorf("%s the tail of %s: %d bytes of %d: %w", verb, d.path, len(p), d.limits.Tail, ErrInvalid)
+	}
+	if err := d.use(); err != nil {
+		return err
+	}
+	defer d.unuse()
+	n, err := ignoringEINTR(f)
+	if err == nil && n < d.limits.Tail {
+		err = io.ErrUnexpectedEOF
+	}
+	if err != nil {
+		return fmt.Errorf("%s the tail of %s: %w", verb, d.path, err)
+	}
+	return nil
 }
 
 func (d *fileDevice) CanSanitize() (string, error) {
@@ -116,6 +172,8 @@ func (d *fileDevice) nvme(cmd *nvmeCommand, data []byte) error {
 		return ErrNotOffered // not an NVMe disk
 	case e != 0:
 		return e
+	case status&nvmeStatus == nvmeInvalidOpcode || status&nvmeStatus == nvmeInvalidField:
+		return ErrNotOffered
 	case status != 0:
 		return fmt.Errorf("the controller answers with status %#x", status)
 	}
@@ -131,6 +189,9 @@ const (
 	identifyNamespaces = 2
 	sanicapOffset      = 328
 	logSanitize        = 0x81
+	nvmeStatus         = 0x7ff // type and code of a status (3.3.3.2.1)
+	nvmeInvalidOpcode  = 1
+	nvmeInvalidField   = 2
 )
 
 // sanitizing is a sanitize action (SANACT).
@@ -190,7 +251,7 @@ func sanitize(ctx context.Context, admin nvmeAdmin, poll time.Duration, progress
 		case <-time.After(poll):
 		}
 		if err := admin(&nvmeCommand{opcode: nvmeGetLog, nsid: ^uint32(0), cdw10: logSanitize | uint32(len(b)/4-1)<<16}, b); err != nil {
-			return 0, err
+			return 0, fmt.Errorf("begun, and how far it is cannot be told: %v", err) // never ErrNotOffered: something was done
 		}
 		switch status := binary.LittleEndian.Uint16(b[2:]) & 7; status {
 		case 1, 4:

@@ -1,9 +1,11 @@
 package blockdev
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -18,6 +20,7 @@ type fakeNVMe struct {
 	namespaces int
 	states     []uint16 // of the sanitize log, one after the other
 	started    []uint32 // actions
+	mute       bool     // it begins, and then knows no sanitize log
 }
 
 func (f *fakeNVMe) admin(cmd *nvmeCommand, data []byte) error {
@@ -32,6 +35,8 @@ func (f *fakeNVMe) admin(cmd *nvmeCommand, data []byte) error {
 		}
 	case cmd.opcode == nvmeSanitize:
 		f.started = append(f.started, cmd.cdw10)
+	case cmd.opcode == nvmeGetLog && f.mute:
+		return ErrNotOffered
 	case cmd.opcode == nvmeGetLog && cmd.cdw10&0xff == logSanitize && cmd.cdw10>>16 == 127:
 		le.PutUint16(data, 0x8000)
 		le.PutUint16(data[2:], f.states[0])
@@ -56,12 +61,16 @@ func TestSanitize(t *testing.T) {
 		{"crypto erase", fakeNVMe{caps: 1, namespaces: 1, states: []uint16{2, 4}}, []uint32{4}, ""},
 		{"failed", fakeNVMe{caps: 2, namespaces: 1, states: []uint16{2, 3}}, []uint32{2}, "failed"},
 		{"cannot", fakeNVMe{caps: 4, namespaces: 1}, nil, "not offered"},
+		{"begun and no more heard of", fakeNVMe{caps: 2, namespaces: 1, mute: true}, []uint32{2}, "begun"},
 		{"two namespaces", fakeNVMe{caps: 7, namespaces: 2}, nil, "other namespaces"},
 	} {
 		var seen []float64
 		_, err := sanitize(t.Context(), c.disk.admin, time.Nanosecond, func(p float64) { seen = append(seen, p) })
 		if (err == nil) != (c.err == "") || err != nil && !strings.Contains(err.Error(), c.err) || !slices.Equal(c.disk.started, c.started) {
 			t.Errorf("%s: %v, started %v", c.what, err, c.disk.started)
+		}
+		if errors.Is(err, ErrNotOffered) && len(c.disk.started) > 0 {
+			t.Errorf("%s: begun, and yet %v", c.what, err)
 		}
 		if c.err == "" && (seen[0] != 0.5 || seen[len(seen)-1] != 1) {
 			t.Errorf("%s: progress %v", c.what, seen)
@@ -109,5 +118,53 @@ func TestWipeOfBlockDevice(t *testing.T) {
 	}
 	if _, err := d.(Eraser).CanSanitize(); !errors.Is(err, ErrNotOffered) {
 		t.Error(err)
+	}
+}
+
+// TestTail: what lies behind the last whole block of a file or device is read and written by an Eraser, and nothing else is touched.
+func TestTail(t *testing.T) {
+	const size, extra = 1 << 20, 1000
+	path := filepath.Join(t.TempDir(), "disk")
+	if err := os.WriteFile(path, bytes.Repeat([]byte{7}, size+extra), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	testTail(t, openPath(t, path), extra)
+	got, err := os.ReadFile(path)
+	if want := slices.Concat(bytes.Repeat([]byte{7}, size), bytes.Repeat([]byte{9}, extra)); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("the file is not what was written: %d bytes, %v", len(got), err)
+	}
+}
+
+func TestTailOfBlockDevice(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "image")
+	if err := os.WriteFile(path, bytes.Repeat([]byte{7}, 1<<20+1536), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	loop := attachLoop(t, path, 512)
+	testTail(t, openPath(t, loop), 1536)
+}
+
+func testTail(t *testing.T, d Device, extra int) {
+	t.Helper()
+	if l := d.Limits(); l.Size != 1<<20 || l.Tail != extra {
+		t.Fatalf("limits %+v", l)
+	}
+	e, b := d.(Eraser), buffer(t, Align, 0)
+	if err := e.ReadTail(b); err != nil || !bytes.Equal(b[:extra], bytes.Repeat([]byte{7}, extra)) {
+		t.Errorf("read: %v", err)
+	}
+	copy(b, bytes.Repeat([]byte{9}, Align))
+	if err := e.WriteTail(b); err != nil {
+		t.Error(err)
+	}
+	clear(b)
+	if err := e.ReadTail(b); err != nil || !bytes.Equal(b[:extra], bytes.Repeat([]byte{9}, extra)) {
+		t.Errorf("read again: %v", err)
+	}
+	if err := d.ReadAt(b, d.Limits().Size-Align); err != nil || b[Align-1] != 7 {
+		t.Errorf("the block before it: %v, %d", err, b[Align-1])
+	}
+	if err := e.WriteTail(b[:extra]); !errors.Is(err, ErrInvalid) {
+		t.Errorf("less than a block: %v", err)
 	}
 }
