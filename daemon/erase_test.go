@@ -52,7 +52,7 @@ func TestEraseCommand(t *testing.T) {
 		{"erase --yes --force --method zero " + ext4, exitOK, "result       erased"},
 		{"remove 3 --yes", exitOK, "slot 3 is empty"},
 		{"erase --dry-run " + paths[3], exitOK, "a disk retired from slot 3"},
-		{"erase --yes --samples 64 --certificate " + cert + " " + paths[3], exitOK, "64 blocks of 4096 bytes: 0 not erased, 0 unreadable"},
+		{"erase --yes --samples 64 --certificate " + cert + " " + paths[3], exitOK, "64 blocks of 4096 bytes: 0 not erased, 0 unreadable; "},
 		{"status", exitOK, "healthy"},
 		{"erase --yes --force --force " + paths[0], exitOK, "result       erased"},
 		{"status", exitUnhealthy, "missing"},
@@ -66,7 +66,7 @@ func TestEraseCommand(t *testing.T) {
 	}
 	code, out, errText := coffer(t, "array", "erase", "--data", dir, "--json", paths[3])
 	var doc disk.EraseCertificate
-	if err := json.Unmarshal([]byte(out), &doc); err != nil || code != exitOK || doc.Result != "erased" || doc.Held != "" || doc.Size != 64<<20 {
+	if err := json.Unmarshal([]byte(out), &doc); err != nil || code != exitOK || doc.Result != "erased" || doc.Held != "" || doc.Nonzero != doc.Samples || doc.Samples != 1000 || doc.Size != 64<<20 {
 		t.Errorf("--json: exit %d, %v: %s%s", code, err, out, errText)
 	}
 }

@@ -25,11 +25,14 @@ Methods:
     secure-discard  the disk destroys its blocks and their copies (BLKSECDISCARD)
     random          every block is overwritten with random bytes, once
     zero            every block is overwritten with zeros, by the disk itself where it can (BLKZEROOUT)
-    auto            the first of sanitize and secure-discard that the disk offers, else random
+    auto            the first of sanitize and secure-discard that the disk offers, else random; one that the disk
+                    declines at its start is passed over
 
 Overwriting does not reach blocks that a disk has replaced by spare ones. Afterwards samples all over the disk,
 its first and last block and the places of superblocks among them, are read past all caches: of what was
-overwritten they must be what was written, else they must not be what was there before.
+overwritten they must be what was written, else they must not be what was there before. Half of the samples are
+looked for where something is, and the certificate says how many held something: of a disk that erases itself the
+others prove nothing, and if there are only such, the disk counts as not erased; --method random can be proved.
 
 A disk that is in use is always refused. One that was removed from the array, and one that holds nothing, are
 erased as they are; --force does it to one that holds something else, and --force given twice to one whose
@@ -196,7 +199,7 @@ func printCertificate(w io.Writer, c *disk.EraseCertificate) {
 		{"device", c.Device}, {"model", or(c.Model)}, {"serial", or(c.Serial)}, {"size", fmt.Sprintf("%d bytes", c.Size)},
 		{"held", strings.TrimPrefix(heldText(c), "holds ")}, {"method", string(c.Method)}, {"detail", c.Detail},
 		{"started", stamp(c.Started)}, {"ended", stamp(c.Ended)},
-		{"read back", fmt.Sprintf("%d blocks of 4096 bytes: %d not erased, %d unreadable", c.Samples, c.Wrong, c.Unread)},
+		{"read back", fmt.Sprintf("%d blocks of 4096 bytes: %d not erased, %d unreadable; %d held something before", c.Samples, c.Wrong, c.Unread, c.Nonzero)},
 		{"result", c.Result},
 	}
 	if c.Unwritten > 0 {

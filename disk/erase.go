@@ -10,6 +10,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -41,14 +42,15 @@ type Holding struct {
 	Text    string // "" for nothing known
 	ArrayID string // of the superblock, "" without one
 	Slot    int
-	Retired bool // the superblock says that the disk was removed from the array
+	Retired bool  // the superblock says that the disk was removed from the array
+	extent  int64 // size of the extents behind the superblocks, 0 if unknown
 }
 
 // EraseOptions describe an erasure.
 type EraseOptions struct {
 	Path   string
 	Method EraseMethod // "" for EraseAuto
-	// Samples is how many blocks are read back; 0 means 1,000.
+	// Samples is how many blocks are read back; 0 means 1,000. Up to half of them are looked for where something is.
 	Samples int
 	// Progress, if not nil, is called now and then with the bytes done and to do.
 	Progress func(done, total int64)
@@ -70,7 +72,9 @@ type EraseCertificate struct {
 	Detail  string      `json:"detail"` // what was done, and why nothing better
 	Started time.Time   `json:"started"`
 	Ended   time.Time   `json:"ended"`
-	Samples int         `json:"samples"` // blocks of 4,096 bytes read back
+	Samples int         `json:"samples"` // blocks of 4,096 bytes read back; one of them is shorter if the size is no multiple of that
+	// Nonzero samples held something before. Of a disk that erased itself only they prove anything.
+	Nonzero int `json:"samples_nonzero"`
 	// Wrong samples still hold what they held, or not what was written; Unread ones cannot be read.
 	Wrong  int `json:"samples_wrong"`
 	Unread int `json:"samples_unread"`
@@ -88,6 +92,8 @@ const (
 	eraseChunk     = 4 << 20
 	eraseWorkers   = 4
 	maxEraseFaults = 64 // chunks that cannot be written; then the disk is given up
+	sampleTries    = 4  // blocks looked at for each sample
+	maxExtentTries = 4096
 )
 
 // PlanErase finds out what a disk holds and how it would be erased, and changes nothing.
@@ -108,7 +114,7 @@ func PlanErase(path string, method EraseMethod) (*EraseCertificate, Holding, err
 
 func newCertificate(d blockdev.Device, h Holding) *EraseCertificate {
 	l := d.Limits()
-	return &EraseCertificate{Device: d.Path(), Kind: l.Kind, Model: l.Model, Serial: l.Serial, Size: l.Size, Held: h.Text, ArrayID: h.ArrayID, Slot: h.Slot}
+	return &EraseCertificate{Device: d.Path(), Kind: l.Kind, Model: l.Model, Serial: l.Serial, Size: l.Size + int64(l.Tail), Held: h.Text, ArrayID: h.ArrayID, Slot: h.Slot}
 }
 
 // holding looks at a disk without keys.
@@ -119,7 +125,7 @@ func holding(d blockdev.Device) (h Holding, err error) {
 	}
 	if errs[0] == nil {
 		if sb, _, err := chooseCopy(raws[0], nil); err == nil {
-			h = Holding{ArrayID: hex.EncodeToString(sb.array[:]), Slot: sb.slot, Retired: sb.members[sb.slot].state == memberRetired}
+			h = Holding{ArrayID: hex.EncodeToString(sb.array[:]), Slot: sb.slot, Retired: sb.members[sb.slot].state == memberRetired, extent: sb.geo.ExtentSize}
 			h.Text = fmt.Sprintf("slot %d of array %s", h.Slot, h.ArrayID)
 			if h.Retired {
 				h.Text = "a disk retired from " + h.Text
@@ -192,8 +198,8 @@ func eraseDevice(ctx context.Context, d blockdev.Device, opt EraseOptions) (*Era
 	if opt.Progress == nil {
 		opt.Progress = func(int64, int64) {}
 	}
-	e := &eraser{d: d, c: c, progress: opt.Progress, size: d.Limits().Size}
-	if err := e.sample(opt.Samples); err != nil {
+	e := &eraser{d: d, c: c, progress: opt.Progress, size: d.Limits().Size, tail: d.Limits().Tail, before: map[int64][]byte{}}
+	if err := e.sample(ctx, opt.Samples, h.extent); err != nil {
 		return nil, err
 	}
 	c.Started = time.Now().UTC()
@@ -217,47 +223,104 @@ type eraser struct {
 	d        blockdev.Device
 	c        *EraseCertificate
 	progress func(done, total int64)
-	size     int64
-	stream   cipher.Block // what is written by EraseRandom, by block
-	offs     []int64
-	before   [][]byte // what the samples held; nil where that cannot be read or was zeros
+	size     int64            // in whole blocks
+	tail     int              // bytes behind them
+	stream   cipher.Block     // what is written by EraseRandom, by block
+	before   map[int64][]byte // what the samples held, by offset; nil where that cannot be read or was zeros
 
 	mu sync.Mutex // guards the certificate's counts while workers write
 }
 
-// sample chooses blocks all over the disk, with its first and last and those of the superblocks, and keeps what they hold.
-func (e *eraser) sample(n int) error {
-	if n == 0 {
-		n = defaultSamples
-	}
-	blocks := e.size / BlockSize
-	at := map[int64]bool{0: true, (blocks - 1) * BlockSize: true}
-	for c := int64(0); c < superCopies && c*superStride < e.size; c++ {
-		at[c*superStride] = true
-	}
-	for int64(len(at)) < min(int64(n), blocks) {
-		at[rand.Int64N(blocks)*BlockSize] = true
-	}
-	for off := range at {
-		e.offs = append(e.offs, off)
-	}
-	slices.Sort(e.offs)
+// sample chooses blocks and keeps what they hold: the first and last of the disk, those of the superblocks, and others at random. Half of
+// these are looked for where something is: a disk that is nearly empty would prove little otherwise.
+func (e *eraser) sample(ctx context.Context, n int, extent int64) error {
 	arena := newArena(1 << 20)
 	defer arena.Close()
-	buf, err := arena.Get(context.Background(), BlockSize)
+	buf, err := arena.Get(ctx, BlockSize)
 	if err != nil {
 		return err
 	}
 	defer buf.Release()
-	b := buf.Bytes()[:BlockSize]
-	for _, off := range e.offs {
-		var had []byte
-		if err := e.d.ReadAt(b, off); err == nil && !isZero(b) {
-			had = bytes.Clone(b)
-		}
-		e.before = append(e.before, had)
+	if n == 0 {
+		n = defaultSamples
 	}
-	return nil
+	look := func(off int64) []byte {
+		if ctx.Err() != nil {
+			return nil
+		}
+		b, err := e.read(buf, off)
+		if err != nil || isZero(b) {
+			return nil
+		}
+		return bytes.Clone(b)
+	}
+	take := func(off int64) {
+		if _, ok := e.before[off]; !ok {
+			e.before[off] = look(off)
+		}
+	}
+	blocks := e.size / BlockSize
+	n = int(min(int64(n), blocks))
+	take((blocks - 1) * BlockSize)
+	for c := int64(0); c < superCopies && c*superStride < e.size; c++ {
+		take(c * superStride)
+	}
+	if e.tail > 0 {
+		take(e.size)
+	}
+	for len(e.before) < n/2 {
+		take(rand.Int64N(blocks) * BlockSize)
+	}
+	used := e.usedExtents(extent, look)
+	for i := range sampleTries * n {
+		if len(e.before) >= n {
+			break
+		}
+		off := rand.Int64N(blocks) * BlockSize
+		if len(used) > 0 && i%2 == 0 {
+			off = used[rand.IntN(len(used))] + rand.Int64N(extent/BlockSize)*BlockSize
+		}
+		if had := look(off); had != nil {
+			e.before[off] = had
+		}
+	}
+	for len(e.before) < n {
+		take(rand.Int64N(blocks) * BlockSize)
+	}
+	for _, had := range e.before {
+		if had != nil {
+			e.c.Nonzero++
+		}
+	}
+	return ctx.Err()
+}
+
+// usedExtents returns where extents begin that something was written to: their first block is never empty then. Of very many it looks
+// at some.
+func (e *eraser) usedExtents(extent int64, look func(int64) []byte) (used []int64) {
+	if extent < minExtent || extent%BlockSize != 0 {
+		return nil // what a disk without keys says need not be true
+	}
+	count := (e.size - superArea) / extent
+	for i := int64(0); i < count; i += count/maxExtentTries + 1 {
+		if off := superArea + i*extent; look(off) != nil {
+			used = append(used, off)
+		}
+	}
+	return used
+}
+
+// read reads a block, or the tail behind the last.
+func (e *eraser) read(buf blockdev.Buf, off int64) ([]byte, error) {
+	b := buf.Bytes()[:BlockSize]
+	if off < e.size {
+		return b, e.d.ReadAt(b, off)
+	}
+	z, ok := e.d.(blockdev.Eraser)
+	if !ok {
+		return nil, blockdev.ErrNotOffered
+	}
+	return b[:e.tail], z.ReadTail(b)
 }
 
 // wipe destroys everything by the method, or a lesser one when that may be chosen.
@@ -265,8 +328,12 @@ func (e *eraser) wipe(ctx context.Context, fallBack bool) error {
 	switch e.c.Method {
 	case EraseSanitize:
 		what, err := e.d.(blockdev.Eraser).Sanitize(ctx, func(done float64) { e.progress(int64(done*float64(e.size)), e.size) })
-		e.c.Detail = what
-		return err
+		if !fallBack || !errors.Is(err, blockdev.ErrNotOffered) {
+			e.c.Detail = what
+			return err
+		}
+		e.c.Method = EraseDiscard // it only seemed to be offered
+		return e.wipe(ctx, fallBack)
 	case EraseDiscard:
 		err := e.discard(ctx)
 		if !fallBack || !errors.Is(err, blockdev.ErrNotOffered) {
@@ -349,6 +416,12 @@ func (e *eraser) overwrite(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	if err := e.writeTail(ctx); err != nil {
+		e.c.Unwritten += int64(e.tail)
+		if first == nil {
+			first = err
+		}
+	}
 	if rest := e.size - min(done.Load(), e.size); rest > 0 {
 		e.c.Unwritten += rest // given up
 	}
@@ -368,6 +441,27 @@ func (e *eraser) write(b []byte, off int64) error {
 	return e.d.WriteAt(b, off, false)
 }
 
+// writeTail writes what is behind the last whole block.
+func (e *eraser) writeTail(ctx context.Context) error {
+	if e.tail == 0 {
+		return nil
+	}
+	z, ok := e.d.(blockdev.Eraser)
+	if !ok {
+		return fmt.Errorf("the last %d bytes are out of reach", e.tail)
+	}
+	arena := newArena(1 << 20)
+	defer arena.Close()
+	buf, err := arena.Get(ctx, BlockSize)
+	if err != nil {
+		return err
+	}
+	defer buf.Release()
+	b := buf.Bytes()[:BlockSize]
+	e.fill(b, e.size)
+	return z.WriteTail(b)
+}
+
 // fill makes what is written at off: zeros, or a stream of random bytes that can be made again.
 func (e *eraser) fill(b []byte, off int64) {
 	clear(b)
@@ -381,7 +475,8 @@ func (e *eraser) fill(b []byte, off int64) {
 	}
 }
 
-// verify reads the samples past all caches: what was written must be there, or, where the disk erased itself, what was there must not.
+// verify reads the samples past all caches: what was written must be there, or, where the disk erased itself, what was there must not. Samples
+// that were zeros before, or could not be read, cannot prove that; with no others the erasure counts as failed.
 func (e *eraser) verify(ctx context.Context) error {
 	arena := newArena(1 << 20)
 	defer arena.Close()
@@ -390,27 +485,32 @@ func (e *eraser) verify(ctx context.Context) error {
 		return err
 	}
 	defer buf.Release()
-	b, want := buf.Bytes()[:BlockSize], make([]byte, BlockSize)
-	for i, off := range e.offs {
+	want := make([]byte, BlockSize)
+	overwritten := e.c.Method == EraseZero || e.c.Method == EraseRandom
+	for _, off := range slices.Sorted(maps.Keys(e.before)) {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
 		e.c.Samples++
-		if err := e.d.ReadAt(b, off); err != nil {
+		b, err := e.read(buf, off)
+		if err != nil {
 			e.c.Unread++
 			continue
 		}
-		good := e.before[i] == nil || !bytes.Equal(b, e.before[i])
-		if e.c.Method == EraseZero || e.c.Method == EraseRandom {
+		wrong := e.before[off] != nil && bytes.Equal(b, e.before[off])
+		if overwritten {
 			e.fill(want, off)
-			good = bytes.Equal(b, want)
+			wrong = !bytes.Equal(b, want[:len(b)])
 		}
-		if !good {
+		if wrong {
 			e.c.Wrong++
 		}
 	}
 	if e.c.Wrong+e.c.Unread > 0 {
 		return fmt.Errorf("of %d blocks read back %d are not erased and %d cannot be read", e.c.Samples, e.c.Wrong, e.c.Unread)
+	}
+	if !overwritten && e.c.Nonzero == 0 {
+		return fmt.Errorf("none of %d blocks held anything before, so nothing proves that the disk erased itself; overwriting (method random) can be proved", e.c.Samples)
 	}
 	return nil
 }

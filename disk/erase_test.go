@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -16,6 +17,7 @@ type eraserDisk struct {
 	blockdev.Device
 	discards, sanitizes bool  // what it offers
 	lies                bool  // it says that it erased, and did not
+	declines            bool  // it says that it can be sanitized, and then that it cannot
 	refuses             int64 // writes to this offset fail, if above 0
 }
 
@@ -56,9 +58,15 @@ func (d *eraserDisk) CanSanitize() (string, error) {
 }
 
 func (d *eraserDisk) Sanitize(_ context.Context, progress func(float64)) (string, error) {
+	if d.declines {
+		return "", blockdev.ErrNotOffered
+	}
 	progress(1)
 	return "block erase", d.erase(0, d.Limits().Size)
 }
+
+func (d *eraserDisk) ReadTail([]byte) error  { panic("no tail") }
+func (d *eraserDisk) WriteTail([]byte) error { panic("no tail") }
 
 func (d *eraserDisk) Limits() blockdev.Limits {
 	l := d.Device.Limits()
@@ -87,6 +95,9 @@ func TestErase(t *testing.T) {
 		{"auto, discard", eraserDisk{discards: true}, "", EraseDiscard, ""},
 		{"auto, neither", eraserDisk{}, "", EraseRandom, ""},
 		{"zeros", eraserDisk{sanitizes: true}, EraseZero, EraseZero, ""},
+		{"auto, sanitize declined", eraserDisk{sanitizes: true, declines: true, discards: true}, EraseAuto, EraseDiscard, ""},
+		{"auto, sanitize declined and no discard", eraserDisk{sanitizes: true, declines: true}, EraseAuto, EraseRandom, ""},
+		{"sanitize declined", eraserDisk{sanitizes: true, declines: true}, EraseSanitize, "", "not offered"},
 		{"sanitize that is not offered", eraserDisk{discards: true}, EraseSanitize, "", "not offered"},
 		{"discard that is not offered", eraserDisk{}, EraseDiscard, "", "not offered"},
 		{"unknown", eraserDisk{}, "burn", "", `"burn" is none of`},
@@ -105,13 +116,7 @@ func TestErase(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		secret := bytes.Repeat([]byte("secret. "), 4<<20/8)
-		copy(buf.Bytes(), secret)
-		for off := int64(0); off < size; off += 4 << 20 {
-			if err := mem.WriteAt(buf.Bytes()[:4<<20], off, true); err != nil {
-				t.Fatal(err)
-			}
-		}
+		fillDisk(t, mem, 0, size)
 		last := int64(-1)
 		cert, err := eraseDevice(t.Context(), &d, EraseOptions{Path: "x", Method: c.method, Samples: 50, Progress: func(done, total int64) {
 			if done < 0 || total != size {
@@ -185,5 +190,118 @@ func TestEraseHolding(t *testing.T) {
 	}
 	if _, h, err := PlanErase(f.paths[3], EraseZero); err != nil || h.Text != "" {
 		t.Errorf("an erased disk: %+v, %v", h, err)
+	}
+}
+
+// tailDisk is a disk that does not take its tail.
+type tailDisk struct{ eraserDisk }
+
+func (d *tailDisk) Limits() blockdev.Limits {
+	l := d.eraserDisk.Limits()
+	l.Tail = 512
+	return l
+}
+
+func (d *tailDisk) ReadTail(p []byte) error { clear(p); return nil }
+func (d *tailDisk) WriteTail([]byte) error  { return errors.New("medium error") }
+
+// TestEraseTail: what lies behind the last whole block is erased too, or the erasure has failed.
+func TestEraseTail(t *testing.T) {
+	const size = 24<<20 + 1000
+	path := filepath.Join(t.TempDir(), "disk")
+	for _, m := range []EraseMethod{EraseRandom, EraseZero} {
+		if err := os.WriteFile(path, bytes.Repeat([]byte("secret. "), size/8), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		c, err := Erase(t.Context(), EraseOptions{Path: path, Method: m, Samples: 50})
+		if err != nil || c.Size != size || c.Samples != 50 || c.Nonzero != 50 || c.Unwritten != 0 {
+			t.Errorf("%s: %+v, %v", m, c, err)
+		}
+		if got, err := os.ReadFile(path); err != nil || len(got) != size || bytes.Contains(got, []byte("secret")) {
+			t.Errorf("%s: of %d bytes something is left, %v", m, len(got), err)
+		}
+	}
+	mem, err := blockdev.NewMemDisk(12 << 20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer mem.Close()
+	d := tailDisk{eraserDisk{Device: mem}}
+	c, err := eraseDevice(t.Context(), &d, EraseOptions{Samples: 50})
+	if !errors.Is(err, ErrErase) || c.Unwritten != 512 || c.Result != "failed" || !strings.Contains(c.Failure, "512 bytes were not overwritten") {
+		t.Errorf("a tail that is not taken: %+v, %v", c, err)
+	}
+}
+
+// TestEraseProof: a disk that erased itself is believed by what it held alone, and that is looked for.
+func TestEraseProof(t *testing.T) {
+	for _, c := range []struct {
+		what  string
+		bytes int64 // written at 8 MiB
+		lies  bool
+		wrong bool // is found out
+		err   string
+	}{
+		{"a twentieth in use", 13 << 20, false, false, ""},
+		{"a twentieth in use, lies", 13 << 20, true, true, "are not erased"},
+		{"blank", 0, false, false, "nothing proves"},
+	} {
+		mem, err := blockdev.NewMemDisk(256 << 20)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d := eraserDisk{Device: mem, sanitizes: true}
+		fillDisk(t, mem, 8<<20, c.bytes)
+		d.lies = c.lies
+		cert, err := eraseDevice(t.Context(), &d, EraseOptions{Samples: 200})
+		if (err == nil) != (c.err == "") || err != nil && !strings.Contains(err.Error(), c.err) {
+			t.Errorf("%s: %v", c.what, err)
+		}
+		// 100 of the samples are anywhere, 5 of them used; of 800 places looked at beyond that 40 are used.
+		if low := min(int(c.bytes>>20), 20); cert.Samples != 200 || cert.Nonzero < low || cert.Nonzero > 100 {
+			t.Errorf("%s: %d samples, %d held something", c.what, cert.Samples, cert.Nonzero)
+		}
+		if c.wrong != (cert.Wrong > 0) || c.wrong && cert.Wrong != cert.Nonzero {
+			t.Errorf("%s: %d wrong of %d", c.what, cert.Wrong, cert.Nonzero)
+		}
+		mem.Close()
+	}
+}
+
+// TestEraseMember: of a disk whose superblock tells where extents are, the few in use are found.
+func TestEraseMember(t *testing.T) {
+	f := newFileArray(t, 3, 2, 1, 256<<20)
+	a := f.open()
+	if _, err := writeStripe(a, 1, 8); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Close(); err != nil {
+		t.Fatal(err)
+	}
+	c, err := Erase(t.Context(), EraseOptions{Path: f.paths[0], Samples: 400})
+	if err != nil || c.Samples != 400 {
+		t.Fatalf("%+v, %v", c, err)
+	}
+	if c.Nonzero < 50 { // by chance alone some ten
+		t.Errorf("%d of %d samples held something", c.Nonzero, c.Samples)
+	}
+}
+
+// fillDisk writes n bytes at off.
+func fillDisk(t *testing.T, d blockdev.Device, off, n int64) {
+	t.Helper()
+	arena := newArena(4 << 20)
+	defer arena.Close()
+	buf, err := arena.Get(t.Context(), 1<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer buf.Release()
+	b := buf.Bytes()[:1<<20]
+	copy(b, bytes.Repeat([]byte("secret. "), len(b)/8))
+	for end := off + n; off < end; off += int64(len(b)) {
+		if err := d.WriteAt(b, off, true); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
