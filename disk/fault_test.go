@@ -40,6 +40,17 @@ func (d *flaky) ReadAt(p []byte, off int64) error {
 	return d.Device.ReadAt(p, off)
 }
 
+// newFlakyDisk is one that is not in an array yet.
+func newFlakyDisk(t testing.TB, extents int) *flaky {
+	t.Helper()
+	m, err := blockdev.NewMemDisk(superArea + int64(extents)<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { m.Close() })
+	return &flaky{Device: unclosed{m}}
+}
+
 // flakyArray is an array of memory disks that can be made to fail.
 type flakyArray struct {
 	t     testing.TB
@@ -52,12 +63,7 @@ func newFlakyArray(t testing.TB, n, data, parity, extents int) *flakyArray {
 	f := &flakyArray{t: t, state: &testState{}}
 	var devs []blockdev.Device
 	for range n {
-		m, err := blockdev.NewMemDisk(superArea + int64(extents)<<20)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { m.Close() })
-		d := &flaky{Device: unclosed{m}}
+		d := newFlakyDisk(t, extents)
 		f.disks = append(f.disks, d)
 		devs = append(devs, d)
 	}
@@ -85,7 +91,10 @@ func (f *flakyArray) open(opt Options) *Array {
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	opt.Keys, opt.Crypto, opt.State = testKeys{}, crypto(), f.state
+	opt.Crypto, opt.State = crypto(), f.state
+	if opt.Keys == nil {
+		opt.Keys = testKeys{}
+	}
 	a, err := set.Open(context.Background(), opt)
 	if err != nil {
 		f.t.Fatal(err)

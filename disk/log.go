@@ -390,11 +390,7 @@ func (p *packedLog) settle() {
 		p.failed, p.changes = nil, nil
 		p.opening = true
 		var err error
-		p.unlocked(func() {
-			if err = p.a.fence(failed); err == nil {
-				err = p.a.carryOut(changes)
-			}
-		})
+		p.unlocked(func() { err = p.a.carryOut(changes, p.a.fence(failed)) })
 		p.opening = false
 		for _, c := range changes {
 			c.done = true
@@ -410,38 +406,43 @@ func (p *packedLog) settle() {
 // change is something to be done while nothing is being written.
 type change struct {
 	do   func() error
-	err  error // of do, when it changed nothing
-	done bool
+	err  error // of do, or why it did not run
+	done bool  // do has returned, or will never run
 }
 
-// carryOut makes changes, each while no bulk stripe is being written. An error that is not a refusal stops the log.
-func (a *Array) carryOut(changes []*change) error {
+// carryOut makes changes, each while no bulk stripe is being written, unless err says that nothing can be changed any more. An error of theirs
+// that is not a refusal says so to those behind. It returns what stops the log.
+func (a *Array) carryOut(changes []*change, err error) error {
 	for _, c := range changes {
+		if c.err = err; err != nil {
+			continue
+		}
 		a.lockGate()
-		err := c.do()
+		c.err = c.do()
 		a.gate.Unlock()
-		if c.err = err; err != nil && !errors.Is(err, ErrReplace) && !errors.Is(err, ErrAdd) && !errors.Is(err, ErrRemove) {
-			return err
+		if !errors.Is(c.err, ErrReplace) && !errors.Is(c.err, ErrAdd) && !errors.Is(c.err, ErrRemove) {
+			err = c.err
 		}
 	}
-	return nil
+	return err
 }
 
-// change has do run while nothing is being written, and returns its error. What waits goes on afterwards in fresh bands.
+// change has do run while nothing is being written, and returns its error, or why it did not run. It never returns before do has: a caller
+// may close what do uses. What waits goes on afterwards in fresh bands.
 func (p *packedLog) change(do func() error) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.err != nil {
+		return p.err
+	}
 	c := &change{do: do}
 	p.changes = append(p.changes, c)
 	p.paused = true
 	p.settle()
-	for p.err == nil && !c.done {
+	for !c.done {
 		p.await()
 	}
-	if c.done {
-		return c.err
-	}
-	return p.err
+	return c.err
 }
 
 // fail has disks fenced on behalf of another stream and returns when the array goes on without them.
@@ -480,6 +481,10 @@ func (p *packedLog) stopLocked(err error) {
 	}
 	p.answer(p.queue, p.err)
 	p.queue = nil
+	for _, c := range p.changes {
+		c.err, c.done = p.err, true
+	}
+	p.changes = nil
 	p.abandon()
 	p.wake.Broadcast()
 }
