@@ -593,36 +593,13 @@ func trimSuper(b []byte) []byte {
 	return bytes.Clone(b[:min(max(n, superFixed+superTrailer), superSize)])
 }
 
-// WriteKeyArea writes the current key area to all superblocks: after a key slot or epoch was added. Disks that do not take it are
-// fenced: a later start could take the old area from them.
+// WriteKeyArea writes the current key area to all superblocks: after a key slot or epoch was added. An epoch begins with it, so that a disk
+// or spare that did not take it, or was away, has an older epoch as well, and a later start does not ask it what the keys are.
 func (a *Array) WriteKeyArea() error {
-	if err := a.log.stopped(); err != nil {
-		return fmt.Errorf("write key area: %w", err)
-	}
-	failed, err := a.writeKeyArea()
-	if err == nil && len(failed) > 0 {
-		err = a.log.fail(failed)
-	}
-	if err != nil {
+	if err := a.log.change(func() error { return a.beginEpoch(a.log.acked.Load()) }); err != nil {
 		return fmt.Errorf("write key area: %w", err)
 	}
 	return nil
-}
-
-func (a *Array) writeKeyArea() (failed []*disk, err error) {
-	a.lockGate()
-	defer a.gate.Unlock()
-	a.mu.RLock()
-	s := a.super
-	a.mu.RUnlock()
-	s.keyArea = a.opt.Keys.Area()
-	if failed, err = a.writeSuper(&s); err != nil {
-		return nil, err
-	}
-	a.mu.Lock()
-	a.super = s
-	a.mu.Unlock()
-	return failed, nil
 }
 
 // Close waits for what is under way, notes on the disks that nothing was left undone, and gives them back.

@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"coffer/disk/internal/blockdev"
 )
 
@@ -341,6 +343,76 @@ func TestRetiredDiskKeepsOldKeys(t *testing.T) {
 	defer set.Close()
 	if got := string(set.KeyArea()); got != "a later key epoch" {
 		t.Errorf("key area %q", got)
+	}
+}
+
+// keyAreaOf is what a start finds on the disks, in that order.
+func keyAreaOf(t *testing.T, disks ...*flaky) string {
+	t.Helper()
+	var devs []blockdev.Device
+	for _, d := range disks {
+		devs = append(devs, d)
+	}
+	set, err := discover(devs, nil, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(set.KeyArea())
+}
+
+// TestSpareKeepsOldKeys: a spare that did not take the new key area does not say what the keys are, though it is listed first.
+func TestSpareKeepsOldKeys(t *testing.T) {
+	f := newFlakyArray(t, 4, 2, 1, 40)
+	a := f.open(Options{})
+	spare := newFlakyDisk(t, 40)
+	slot, err := a.add(t.Context(), spare, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	spare.failWrites(unix.EIO)
+	a.opt.Keys = newKeys{}
+	if err := a.WriteKeyArea(); err != nil {
+		t.Fatal(err)
+	}
+	if got := a.Status().state(slot); got != DiskFenced {
+		t.Errorf("the spare is %s", got)
+	}
+	spare.writeErr.Store(nil)
+	if got := keyAreaOf(t, append([]*flaky{spare}, f.disks...)...); got != "a later key epoch" {
+		t.Errorf("key area %q", got)
+	}
+	if err := a.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if got := keyAreaOf(t, append([]*flaky{spare}, f.disks...)...); got != "a later key epoch" {
+		t.Errorf("once closed: key area %q", got)
+	}
+}
+
+// TestStrayKeepsOldKeys: a disk that alone knows that it was added does not say what the keys are, though its epoch has the number of the
+// array's and it is listed first.
+func TestStrayKeepsOldKeys(t *testing.T) {
+	for _, spare := range []bool{false, true} {
+		f := newFlakyArray(t, 4, 2, 1, 40)
+		a := f.open(Options{})
+		for _, d := range f.disks {
+			d.failWrites(unix.EIO)
+		}
+		stray := newFlakyDisk(t, 40)
+		if _, err := a.add(t.Context(), stray, spare); !errors.Is(err, ErrReadOnly) {
+			t.Fatal(err)
+		}
+		a.Close() // its log has stopped
+		for _, d := range f.disks {
+			d.writeErr.Store(nil)
+		}
+		a = f.open(Options{Keys: newKeys{}})
+		if err := a.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if got := keyAreaOf(t, append([]*flaky{stray}, f.disks...)...); got != "a later key epoch" {
+			t.Errorf("spare %t: key area %q", spare, got)
+		}
 	}
 }
 

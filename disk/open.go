@@ -126,8 +126,7 @@ func (s *Set) read(timeout time.Duration) (err error) {
 	return nil
 }
 
-// newest is the superblock with the highest epoch, by checksum alone, of the array that most of the devices name. That of a disk which was
-// retired is taken only where there is no other: its epoch went on without it, and so did the key area.
+// newest is the superblock with the highest epoch, by checksum alone, of the array that most of the devices name.
 func (s *Set) newest() *superblock {
 	votes := map[diskID]int{}
 	for _, sb := range s.found {
@@ -143,12 +142,7 @@ func (s *Set) newest() *superblock {
 		switch {
 		case best == nil || votes[sb.array] > votes[best.array]:
 			best = sb
-		case sb.array != best.array:
-		case sb.retired() != best.retired():
-			if best.retired() {
-				best = sb
-			}
-		case sb.epoch().num > best.epoch().num:
+		case sb.array == best.array && sb.epoch().num > best.epoch().num:
 			best = sb
 		}
 	}
@@ -158,8 +152,24 @@ func (s *Set) newest() *superblock {
 // ArrayID is the array's identity.
 func (s *Set) ArrayID() [16]byte { return s.newest().array }
 
-// KeyArea is the key area of the newest superblock. It is hostile input: nothing has proven it yet.
-func (s *Set) KeyArea() []byte { return s.newest().keyArea }
+// KeyArea is the key area of the superblock that speaks for the array, by checksum alone: a disk that went its own way can be as new, and know
+// older keys. Where none speaks for the array it is that of the newest, so that Open can say what is wrong. It is hostile input: nothing
+// has proven it yet.
+func (s *Set) KeyArea() []byte {
+	best := s.newest()
+	var named []*superblock
+	for _, sb := range s.found {
+		if sb != nil && sb.array == best.array {
+			named = append(named, sb)
+		}
+	}
+	for _, degraded := range []bool{false, true} {
+		if head, err := chooseHead(named, degraded); err == nil {
+			return head.keyArea
+		}
+	}
+	return best.keyArea
+}
 
 // Close gives the devices back.
 func (s *Set) Close() error {

@@ -117,6 +117,9 @@ func open(paths []string, s secrets) (_ *array, err error) {
 	if a.head, err = choose(proven); err != nil {
 		return nil, err
 	}
+	if a.keys, err = openArea(a.head.keyArea, a.head.array, s); err != nil { // what was opened first may be an older one
+		return nil, err
+	}
 	a.slots = make([]*disk, len(a.head.members))
 	for _, d := range disks {
 		if s := d.super; s != nil && s.array == a.head.array && a.head.confirms(s) && d.size >= s.size {
