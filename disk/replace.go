@@ -519,17 +519,24 @@ func (a *Array) rebuildCell(ctx context.Context, c *cellRebuild, h header) error
 	})
 }
 
-// finishRebuild makes a disk count as whole.
+// finishRebuild makes a disk count as whole, once those that helped are let go: who sees it healthy may use the old one for something else.
 func (a *Array) finishRebuild(d *disk) {
-	var olds []*disk
 	err := a.log.change(func() error {
 		a.mu.Lock()
 		if d.state != DiskRebuilding { // it failed in the last moment
 			a.mu.Unlock()
 			return nil
 		}
+		olds := d.olds
+		d.olds = nil
+		a.mu.Unlock()
+		a.dismiss(olds)
+		a.mu.Lock()
+		if d.state != DiskRebuilding {
+			a.mu.Unlock()
+			return nil
+		}
 		d.state, d.reason, d.hollow, d.rebuild = DiskHealthy, "", false, nil
-		olds, d.olds = d.olds, nil
 		a.mu.Unlock()
 		return a.membersChanged()
 	})
@@ -537,6 +544,5 @@ func (a *Array) finishRebuild(d *disk) {
 		a.logger.Error("rebuilt disk not taken in", "path", d.path, "slot", d.slot, "err", err)
 		return
 	}
-	a.dismiss(olds)
 	a.logger.Info("disk rebuilt", "path", d.path, "slot", d.slot)
 }

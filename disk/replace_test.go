@@ -498,3 +498,22 @@ func TestCrampedTogether(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestOldDiskIsFree: once a disk is rebuilt the one before it is nobody's, and may be used for something else at once.
+func TestOldDiskIsFree(t *testing.T) {
+	f := newFileArray(t, 4, 2, 1, replaceSize)
+	w := newWritten()
+	a := f.open()
+	defer a.Close()
+	w.fill(t, a, 1)
+	old := f.newDiskFile("spare", replaceSize)
+	for range 6 {
+		if err := a.Replace(t.Context(), 2, old, true); err != nil {
+			t.Fatal(err)
+		}
+		old, f.paths[2] = f.paths[2], old
+		for a.Status().state(2) != DiskHealthy {
+			time.Sleep(100 * time.Microsecond)
+		}
+	}
+}
