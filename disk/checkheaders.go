@@ -124,15 +124,25 @@ func (p *pass) superblocksNow() (failed []*disk, err error) {
 		return nil, err
 	}
 	p.read.Add(superMemory(len(devs)))
+	verdicts := make([][superCopies]copyVerdict, len(live))
+	wants := make([]*superblock, len(live))
 	for i, d := range live {
-		want := d.super // of a disk that nothing was written to
-		if !a.opt.ReadOnly {
-			s := *shared
-			s.disk, s.slot, s.diskSize = d.id, d.slot, d.dev.Limits().Size
-			want = &s
+		if wants[i] = d.super; a.opt.ReadOnly {
+			continue // nothing was written to it
 		}
+		s := *shared
+		s.disk, s.slot, s.diskSize = d.id, d.slot, d.dev.Limits().Size
+		wants[i] = &s
+		for c, raw := range raws[i] {
+			verdicts[i][c].Verdict = judgeSuper(raw, &s, c, a.opt.Keys.SuperblockKey())
+		}
+	}
+	if a.opt.ReadOnly {
+		verdicts = judgeSupers(raws, wants, a.opt.Keys.SuperblockKey())
+	}
+	for i, d := range live {
 		for c := range superCopies {
-			ok, err := p.superCopy(d, want, c, raws[i][c])
+			ok, err := p.superCopy(d, wants[i], c, raws[i][c], verdicts[i][c])
 			if err != nil {
 				return failed, err
 			}
@@ -153,20 +163,16 @@ func (p *pass) superblocksNow() (failed []*disk, err error) {
 }
 
 // superCopy verifies one copy, rewrites it if it is bad, and reports whether the disk took that.
-func (p *pass) superCopy(d *disk, want *superblock, c int, raw []byte) (bool, error) {
-	a, key := p.a, p.a.opt.Keys.SuperblockKey()
-	v := judgeSuper(raw, want, c, key)
-	// A copy that differs before the array was opened for writing may be the one that the power failed on, even if the others say that
-	// the array was closed: then the change had just begun.
-	unfinished := p.a.opt.ReadOnly && (v == CellStale || v == CellTorn || v == CellRot)
+func (p *pass) superCopy(d *disk, want *superblock, c int, raw []byte, found copyVerdict) (bool, error) {
+	a, key, v := p.a, p.a.opt.Keys.SuperblockKey(), found.Verdict
 	p.note(func(r *CheckReport) {
 		r.Superblocks++
-		if unfinished {
+		if found.unfinished {
 			r.Unfinished++
 			r.fault("%s: superblock copy %d is %s, or was being written", d.path, c, v)
 		}
 	})
-	if unfinished {
+	if found.unfinished {
 		return true, nil
 	}
 	p.count(d.slot, v)

@@ -2,6 +2,7 @@ package disk
 
 import (
 	"bytes"
+	"slices"
 
 	"coffer/disk/internal/blockdev"
 )
@@ -73,7 +74,14 @@ const sectorSize = 512
 // compareSectors tells bits that changed from sectors that were replaced. Sealed bytes of two writes agree in one of 256, so a sector
 // of which more than an eighth differs is another's; and one of zeros was never written.
 func compareSectors(found, want []byte) Verdict {
-	kept, replaced := false, false
+	if kept, replaced := sectors(found, want); kept && replaced {
+		return CellTorn
+	}
+	return CellRot
+}
+
+// sectors reports whether any sector is as it should be, bits that changed apart, and whether any is another's.
+func sectors(found, want []byte) (kept, replaced bool) {
 	size := min(len(found), len(want))
 	for at := 0; at < size; at += sectorSize {
 		end := min(at+sectorSize, size)
@@ -90,10 +98,17 @@ func compareSectors(found, want []byte) Verdict {
 		}
 		replaced = replaced || n > sectorSize/8 || isZero(f)
 	}
-	if kept && replaced {
-		return CellTorn
+	return kept, replaced
+}
+
+// unwritten reports whether a bad cell can be what is left where a write was cut short: whole sectors of it hold what was there before, such
+// as a cell of a band that was moved away. Bits that changed in what was written are no such thing.
+func unwritten(v Verdict, found, want []byte) bool {
+	if v == CellRot {
+		_, replaced := sectors(found, want)
+		return replaced
 	}
-	return CellRot
+	return v == CellStale || v == CellTorn || v == CellMisdirected
 }
 
 var zeros [BlockSize]byte
@@ -130,6 +145,106 @@ func judgeSuper(raw []byte, want *superblock, copyNo int, key []byte) Verdict {
 		}
 	}
 	return compareSectors(raw, want.encode(copyNo, key))
+}
+
+// copyVerdict is what is said of a copy of a superblock before the array is opened for writing.
+type copyVerdict struct {
+	Verdict
+	unfinished bool // it may be what is left of a change that the power cut short
+}
+
+// heldSuper is what a disk has in the places of its superblock copies. Two of them agree on want at least.
+type heldSuper struct {
+	raw    rawSuper
+	want   *superblock
+	found  [superCopies]Verdict
+	states [superCopies]*superblock // nil where none of this disk verifies
+	joined bool                     // it alone tells of its epoch, in which it joined: only its own copies had been begun
+}
+
+// judgeSupers judges the copies of disks to which nothing was written yet. Copies are written one after the other, each on all disks at once:
+// when the power failed, at most those of one number were on their way, on the disks that are at the same epoch. That number is taken which
+// explains all that is found on most disks.
+func judgeSupers(raws []rawSuper, wants []*superblock, key []byte) [][superCopies]copyVerdict {
+	verdicts := make([][superCopies]copyVerdict, len(raws))
+	held, byEpoch := make([]heldSuper, len(raws)), map[epoch][]int{}
+	for i, raw := range raws {
+		h := &held[i]
+		h.raw, h.want = raw, wants[i]
+		for c, b := range raw {
+			h.found[c] = judgeSuper(b, h.want, c, key)
+			if s, err := decodeSuperblock(b, c); err == nil && checkMAC(b, key) == nil && s.array == h.want.array && s.disk == h.want.disk {
+				h.states[c] = s
+			}
+			verdicts[i][c].Verdict = h.found[c]
+		}
+		byEpoch[h.want.epoch()] = append(byEpoch[h.want.epoch()], i)
+	}
+	for e, disks := range byEpoch {
+		most := -1
+		for number := range superCopies {
+			explained, whole := map[[2]int]bool{}, 0
+			for _, i := range disks {
+				h := &held[i]
+				h.joined = len(disks) == 1 && len(raws) > 1 && h.want.members[h.want.slot].since == e.num
+				all := true
+				for c, v := range h.found {
+					explained[[2]int{i, c}] = v != CellGood && h.cutShort(c, number, key)
+					all = all && (v == CellGood || explained[[2]int{i, c}])
+				}
+				if all {
+					whole++
+				}
+			}
+			if whole <= most {
+				continue
+			}
+			most = whole
+			for at, unfinished := range explained {
+				verdicts[at[0]][at[1]].unfinished = unfinished || held[at[0]].ahead(at[1])
+			}
+		}
+	}
+	return verdicts
+}
+
+// ahead reports whether copy c is of a later moment than two copies lived to see.
+func (h *heldSuper) ahead(c int) bool {
+	s := h.states[c]
+	return s != nil && (s.epoch().num > h.want.epoch().num || s.epoch() == h.want.epoch() && s.clean && !h.want.clean)
+}
+
+// cutShort reports whether copy c, which is not as it should be, can be so because the power failed while the copies of a number were written.
+func (h *heldSuper) cutShort(c, number int, key []byte) bool {
+	switch {
+	case h.found[c] == CellUnreadable:
+		return false
+	case c < number: // of the next moment, like all in front of the number
+		return !slices.Contains(h.states[:number], nil) && !slices.Contains(h.found[:number], CellGood)
+	case h.joined && number > 1:
+		return true // what was there before can be anything
+	case h.found[c] == CellMisdirected:
+		return false
+	case c > number: // not reached, like all behind the number
+		return !slices.Contains(h.states[number+1:], nil) && !slices.Contains(h.found[number+1:], CellGood)
+	case number == 0:
+		return true // nothing else tells of what had just begun
+	case number < superCopies-1:
+		before, after := h.states[number-1], h.states[number+1]
+		return before != nil && after != nil && !before.sameState(after)
+	case !h.want.clean:
+		return true
+	}
+	after, open := h.want.encode(c, key), *h.want // it was being closed: what was there before is known
+	open.clean, open.last = false, 0
+	before := open.encode(c, key)
+	for at := 0; at < len(h.raw[c]); at += sectorSize {
+		end := min(at+sectorSize, len(h.raw[c]))
+		if got := h.raw[c][at:end]; !bytes.Equal(got, after[at:end]) && !bytes.Equal(got, before[at:end]) {
+			return false
+		}
+	}
+	return true
 }
 
 // readBack reads cells that were just written and reports which of the writes are there: the disk's word is not enough. The reads

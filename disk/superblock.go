@@ -113,6 +113,11 @@ func (s *superblock) knows(e epoch, slot int) bool {
 	return slices.ContainsFunc(s.history, func(h epoch) bool { return h.num == e.num && h.id == e.id })
 }
 
+// closed reports whether an epoch is known to have been closed in order: nothing that was written in it was on its way at its end.
+func (s *superblock) closed(num uint64) bool {
+	return s.epoch().num == num && s.clean || slices.ContainsFunc(s.history, func(h epoch) bool { return h.num == num+1 && h.whole })
+}
+
 // cutFor returns the last packed stripe that a stripe of epoch num may have: the cut of the epoch that followed it.
 func (s *superblock) cutFor(num uint64) uint64 {
 	cut := ^uint64(0)
