@@ -75,7 +75,8 @@ type scrubFlags struct{ steerFlags }
 
 const scrubHelp = `Scrub reads everything that the array holds, parity and superblock copies included, past all caches, and
 verifies it: each cell against its checksum and its place, parity against the data, and of every 16th
-small stripe the sealed records. What is bad is rewritten from what is good, and read back.
+small stripe the sealed records. What is bad is rewritten from what is good, and read back. What the start
+of the array has rewritten already is told with the first sweep behind it.
 
 The running daemon sweeps by itself every 30 days, at 64 MiB per second over all disks (scrub.every and
 scrub.rate of the configuration). The command asks it to begin now, to pause, to go on, or to change its
@@ -309,6 +310,9 @@ func printCheck(w io.Writer, r *disk.CheckReport) {
 		r.Bad, r.Missing, r.Repaired, r.Degraded, r.Mismatched, r.Lost+r.Unopened)
 	if r.Bad > 0 {
 		printFound(w, r)
+	}
+	if r.Unfinished > 0 {
+		fmt.Fprintf(w, "  %d stripes and superblock copies may have been on their way when the power failed: a start completes them\n", r.Unfinished)
 	}
 	if r.Torn > 0 {
 		fmt.Fprintf(w, "  %d bulk stripes were never committed: no record names them\n", r.Torn)

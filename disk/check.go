@@ -131,8 +131,7 @@ type pass struct {
 
 	limit   map[uint64]uint64 // last packed stripe that stands, by band
 	numbers numbering
-	unclean bool    // the array was not closed, and is read only
-	last    []*band // with unclean: bulk bands that could have unfinished stripes
+	last    []*band // if the array is read only: bulk bands that could have unfinished stripes
 	packed  int     // stripes seen, for the sample
 
 	stripes func() int // how many stripes a step may verify; nil: as many as go
@@ -152,27 +151,35 @@ type pass struct {
 func (a *Array) newPass(opt CheckOptions) (*pass, error) {
 	opt.Repair = opt.Repair && !a.opt.ReadOnly
 	p := &pass{a: a, opt: opt, until: a.log.acked.Load(), bulkUntil: a.bulk.oldest(), epoch: a.epochNow(), found: map[Verdict]int{}}
+	if a.opt.ReadOnly {
+		p.bulkUntil = ^uint64(0) // nothing is on its way
+	}
 	p.bands = a.sortedBands()
 	for _, b := range p.bands {
 		p.total += int64(len(b.members)) * a.geo.ExtentSize
 	}
 	a.mu.RLock()
-	p.rep = CheckReport{Found: map[Verdict]int{}, Losses: slices.Clone(a.losses)}
-	for _, d := range a.slots() {
-		if d.role == roleNone {
-			continue
-		}
-		p.rep.Disks = append(p.rep.Disks, DiskReport{Slot: d.slot, Path: d.path, Found: map[Verdict]int{}})
-	}
-	p.unclean = a.opt.ReadOnly && !a.super.clean
+	p.rep = a.newReport()
+	p.rep.Losses = slices.Clone(a.losses)
 	a.mu.RUnlock()
 	p.limit = a.newRecovery().limit
-	if p.unclean {
-		p.last = a.lastBulk()
+	if a.opt.ReadOnly {
+		p.last = slices.DeleteFunc(a.lastBulk(), func(b *band) bool { return a.super.closed(b.epoch) })
 	}
 	var err error
 	p.numbers, err = a.numbering(p.until)
 	return p, err
+}
+
+// newReport is a report of nothing yet; a.mu is held.
+func (a *Array) newReport() CheckReport {
+	r := CheckReport{Found: map[Verdict]int{}}
+	for _, d := range a.slots() {
+		if d.role != roleNone {
+			r.Disks = append(r.Disks, DiskReport{Slot: d.slot, Path: d.path, Found: map[Verdict]int{}})
+		}
+	}
+	return r
 }
 
 // run implements runner and counts what is read.
@@ -200,21 +207,26 @@ func (p *pass) note(f func(r *CheckReport)) {
 // count adds the verdict on a cell of a disk.
 func (p *pass) count(slot int, v Verdict) {
 	p.note(func(r *CheckReport) {
-		r.Found[v]++
-		if i := slices.IndexFunc(r.Disks, func(d DiskReport) bool { return d.Slot == slot }); i >= 0 { // else it joined or left meanwhile
-			r.Disks[i].Found[v]++
-		}
+		r.count(slot, v, 1)
 		p.found[v]++
-		switch v {
-		case CellGood:
-		case CellMissing:
-			r.Missing++
-		case CellRepaired:
-			r.Repaired++
-		default:
-			r.Bad++
-		}
 	})
+}
+
+// count adds the same verdict on n cells of a disk.
+func (r *CheckReport) count(slot int, v Verdict, n int) {
+	r.Found[v] += n
+	if i := slices.IndexFunc(r.Disks, func(d DiskReport) bool { return d.Slot == slot }); i >= 0 { // else it joined or left meanwhile
+		r.Disks[i].Found[v] += n
+	}
+	switch v {
+	case CellGood:
+	case CellMissing:
+		r.Missing += n
+	case CellRepaired:
+		r.Repaired += n
+	default:
+		r.Bad += n
+	}
 }
 
 // rewritten counts a cell that was written again.
@@ -410,19 +422,20 @@ func (p *pass) readJudged(ctx context.Context, b *band, h header) *wholeStripe {
 func (p *pass) stripe(w *wholeStripe) error {
 	b, h := w.band, &w.head
 	void := b.kind == kindPacked && h.stripe > min(p.limit[b.num], p.until) || b.kind == kindBulk && b.epoch >= p.epoch && h.stripe >= p.bulkUntil
-	torn := b.kind == kindBulk && w.goodCells() < int(h.data) && (b.epoch != p.epoch || p.a.bulk.isSpoilt(b))
+	torn := b.kind == kindBulk && w.goodCells() < int(h.data) && (b.epoch != p.epoch || p.a.opt.ReadOnly || p.a.bulk.isSpoilt(b))
 	found := FoundStripe{Band: b.num, Off: h.off, Data: h.data, Bytes: int64(h.blocks) * BlockSize, Decodable: w.goodCells() >= int(h.data)}
+	w.inFlight = b.kind == kindPacked && p.a.opt.ReadOnly && h.stripe > p.a.mark || slices.Contains(p.last, b)
 	known := true
 	if p.opt.Named != nil && b.kind == kindBulk {
 		named := p.opt.Named(found)
-		void, torn = false, !named && !found.Decodable
+		void, torn, w.inFlight = false, !named && !found.Decodable, w.inFlight && !named
 	} else if torn {
 		var named bool
 		var err error
 		if named, known, err = p.a.named(w); err != nil {
 			return err
 		}
-		torn = !named
+		torn, w.inFlight = !named, w.inFlight && !named
 	}
 	if torn {
 		p.note(func(r *CheckReport) {
@@ -442,7 +455,7 @@ func (p *pass) stripe(w *wholeStripe) error {
 	if b.kind == kindPacked {
 		p.note(func(r *CheckReport) { p.numbers.seen(b.num, h.stripe, r) })
 	}
-	if p.unclean && slices.Contains(w.bad[:w.width()], true) && (h.stripe > p.a.mark && b.kind == kindPacked || slices.Contains(p.last, b)) {
+	if w.inFlight && !found.Decodable {
 		p.note(func(r *CheckReport) { r.Unfinished++ })
 		return nil
 	}
@@ -480,9 +493,13 @@ func (p *pass) cells(w *wholeStripe) error {
 			return err
 		}
 	}
-	worse := false
+	worse, unfinished := false, false
 	for r := range n {
 		v := p.a.judgeCell(w, r, found[r], decodable)
+		if w.inFlight && unwritten(v, found[r], w.cells[r]) {
+			unfinished = true
+			continue
+		}
 		worse = worse || v != CellGood
 		pos := w.head.member(r)
 		p.count(w.band.members[pos].slot, v)
@@ -498,6 +515,9 @@ func (p *pass) cells(w *wholeStripe) error {
 		r.Cells += n
 		if worse {
 			r.Degraded++
+		}
+		if unfinished {
+			r.Unfinished++
 		}
 		switch {
 		case !decodable:

@@ -25,6 +25,8 @@ type wholeStripe struct {
 	failed int // of the unread cells: those that a disk which is there did not yield
 	// judged: whether parity is that of the data was found out already, and mismatched is the answer.
 	judged, mismatched bool
+	// inFlight: it may have been on its way when the power failed, so that cells which were not written are no damage.
+	inFlight bool
 }
 
 func (w *wholeStripe) width() int { return int(w.head.data) + int(w.head.parity) }
