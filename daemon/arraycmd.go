@@ -388,7 +388,7 @@ func newCheckCommand(e env) *cobra.Command {
 		Short: "Read and verify everything in the array",
 		Long: `Check reads every superblock copy and every cell of every stripe, parity included, and verifies it. It works
 beside a running daemon or, when none runs, on the disks themselves, and reads as fast as it can. With
---repair bad cells are rewritten from the good ones. What a running daemon does by itself is "coffer array
+--repair bad cells are rewritten from the good ones, and those are told too that opening the array rewrote. What a running daemon does by itself is "coffer array
 scrub", which also says what the words for bad cells mean. With admin: none the daemon cannot be asked.
 
 With --deep it is the array's fsck, for an array that no daemon serves. It changes nothing, and verifies that

@@ -245,7 +245,7 @@ func registerScrub(r prometheus.Registerer, open func() *appliance) {
 			return float64(s.Last.Ended.UnixMilli()) / 1000
 		}),
 	}
-	cells := counter("scrub_cells_total", "Cells, band headers and superblock copies that scrubs looked at, by what they found.",
+	cells := counter("scrub_cells_total", "Cells, band headers and superblock copies that scrubs looked at, by what they found, and those that the start rewrote.",
 		func(v float64) float64 { return v }, "result")
 	r.MustRegister(collector(func(ch chan<- prometheus.Metric) {
 		app := open()

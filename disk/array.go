@@ -66,7 +66,9 @@ type Array struct {
 	rebuildRate atomic.Int64
 	hedges      hedging
 
-	opening bool // recovery runs, and nothing else
+	opening bool        // recovery runs, and nothing else
+	mended  CheckReport // what was bad and put right meanwhile; not changed later
+	told    atomic.Bool // a pass has told of it
 
 	// gate is held for reading while a bulk stripe is written, for writing while a new epoch begins: so no write of an old
 	// epoch is on its way once the new one serves.
@@ -484,20 +486,32 @@ func (a *Array) writeSuper(s *superblock) ([]*disk, error) {
 }
 
 // healSupers rewrites superblock copies that are damaged or of another moment, one at a time: a power cut during the next change
-// must find the present state in enough copies. A disk that does not take them fails later, when it is written.
+// must find the present state in enough copies. A disk that does not take them fails later, when it is written. What no power cut explains counts
+// as mended.
 func (a *Array) healSupers() error {
 	key := a.opt.Keys.SuperblockKey()
-	for c := range superCopies {
-		buf, err := a.meta.Get(a.ctx, len(a.slots())*superSize)
+	var live []*disk
+	var raws []rawSuper
+	var wants []*superblock
+	for _, d := range a.slots() {
+		if d.present() || d.state == DiskSpare {
+			live, raws, wants = append(live, d), append(raws, d.found), append(wants, d.super)
+		}
+	}
+	verdicts := judgeSupers(raws, wants, key)
+	for _, c := range [superCopies]int{1, 2, 3, 0} { // wherever this is cut short, judgeSupers takes what is left for what the first cut left
+		buf, err := a.meta.Get(a.ctx, len(live)*superSize)
 		if err != nil {
 			return err
 		}
 		var ops []blockdev.Op
-		for i, d := range a.slots() {
-			if (d.present() || d.state == DiskSpare) && slices.Contains(d.torn, c) {
+		var written []*disk
+		for i, d := range live {
+			if verdicts[i][c].Verdict != CellGood {
 				mem := buf.Bytes()[i*superSize:][:superSize]
 				copy(mem, d.super.encode(c, key))
 				ops = append(ops, blockdev.Op{Dev: d.gi, Write: true, Durable: true, Off: int64(c) * superStride, Buf: mem})
+				written = append(written, d)
 			}
 		}
 		failed, err := a.runWrites(ops, &buf)
@@ -506,6 +520,13 @@ func (a *Array) healSupers() error {
 		}
 		for _, d := range failed {
 			a.logger.Warn("superblock copy not rewritten", "path", d.path, "copy", c)
+		}
+		for _, d := range written {
+			v := verdicts[slices.Index(live, d)][c]
+			a.logger.Info("superblock copy rewritten", "path", d.path, "copy", c, "was", v.Verdict, "unfinished", v.unfinished)
+			if !v.unfinished {
+				a.noteMended(mendedCell{slot: d.slot, found: v.Verdict, kept: !slices.Contains(failed, d), what: fmt.Sprintf("superblock copy %d", c)})
+			}
 		}
 	}
 	return nil

@@ -103,6 +103,7 @@ type disk struct {
 	reason  string      // why it is not healthy
 	super   *superblock // as found when the array was opened
 	torn    []int       // copies of it that are not like it
+	found   rawSuper    // all copies, likewise
 	extents uint32
 	used    []bool // by extent
 	free    int

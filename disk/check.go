@@ -24,7 +24,7 @@ type CheckReport struct {
 	Bad         int `json:"bad"`         // of both: on a disk that is there, failing their checks
 	Missing     int `json:"missing"`     // of both: on disks that are not there
 	Lost        int `json:"lost"`        // stripes with fewer good cells than data cells, or packed ones without a trace
-	Repaired    int `json:"repaired"`    // cells and copies rewritten, and read back
+	Repaired    int `json:"repaired"`    // cells and copies rewritten, and read back; those that a start rewrote are read by the pass that tells of them
 	Degraded    int `json:"degraded"`    // stripes with fewer good cells than they were written with
 	// Mismatched stripes have parity that is not that of their data, though no cell fails its checks: which of them is wrong cannot be
 	// told, and none is rewritten.
@@ -109,12 +109,14 @@ type FoundStripe struct {
 	Decodable bool   // enough cells are good
 }
 
-// Check reads every superblock copy and every stripe of every band past all caches and verifies each cell, and parity against data.
+// Check reads every superblock copy and every stripe of every band past all caches and verifies each cell, and parity against data. The
+// first one that repairs, or the first scrub, tells what opening the array has mended, too.
 func (a *Array) Check(ctx context.Context, opt CheckOptions) (CheckReport, error) {
 	p, err := a.newPass(opt)
 	if err != nil {
 		return CheckReport{}, err
 	}
+	p.tellMended()
 	err = p.sweep(ctx)
 	return p.report(), err
 }

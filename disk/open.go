@@ -309,7 +309,7 @@ func (s *Set) place(head, sb *superblock, i int, disks []*disk) error {
 			return nil
 		}
 	}
-	d.dev, d.gi, d.path, d.super, d.torn = dev, i, dev.Path(), sb, torn
+	d.dev, d.gi, d.path, d.super, d.torn, d.found = dev, i, dev.Path(), sb, torn, s.raw[i]
 	switch {
 	case d.role == roleSpare:
 		d.state, d.reason = DiskSpare, ""
@@ -485,8 +485,10 @@ func (a *Array) start(ctx context.Context) error {
 			return err
 		}
 	}
+	a.mended = a.newReport()
 	cut, err := a.takeUp(ctx)
 	a.opening = false
+	a.logMended()
 	if err != nil || a.opt.ReadOnly {
 		return err
 	}

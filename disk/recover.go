@@ -25,6 +25,7 @@ type recovery struct {
 	taken map[bandMember]uint64 // when the extent was taken last, by any header or mark seen
 	mark  uint64                // highest stripe known to have been acknowledged
 	heads bool                  // the marks of all bands' first stripes are known
+	doubt []mendedCell          // of stripes behind the mark, as far as that was known
 	limit map[uint64]uint64
 	gaps  []gap
 	// replay takes what the walk finds; nil in a recovery that only looks.
@@ -71,6 +72,11 @@ func (a *Array) recover(ctx context.Context) (uint64, error) {
 		err = r.judgeGaps()
 	}
 	a.mark = r.mark
+	for _, c := range r.doubt {
+		if c.stripe <= r.mark || !c.unwritten {
+			a.noteMended(c)
+		}
+	}
 	return cut, err
 }
 
@@ -253,18 +259,21 @@ func (a *Array) blind(b *band, off uint32) (bool, error) {
 // take completes a stripe and applies its records.
 func (r *recovery) take(ctx context.Context, w *wholeStripe, applied bool) error {
 	a := r.a
-	incomplete := slices.Contains(w.bad[:w.width()], true)
-	if err := w.complete(); err != nil {
-		return err
-	}
-	if incomplete && !a.opt.ReadOnly && !a.opt.faults.noRepair {
-		failed, err := w.rewrite()
+	if slices.Contains(w.bad[:w.width()], true) && !a.opt.ReadOnly && !a.opt.faults.noRepair {
+		cells, failed, err := a.mend(w)
 		if err != nil {
 			return err
+		}
+		if w.head.stripe > r.mark {
+			r.doubt = append(r.doubt, cells...)
+		} else {
+			a.noteMended(cells...)
 		}
 		if err := a.lose(failed, failedRewrite); err != nil {
 			return err
 		}
+	} else if err := w.complete(); err != nil {
+		return err
 	}
 	if applied || a.opt.State == nil {
 		return nil
@@ -483,8 +492,8 @@ func (a *Array) missed(w *wholeStripe) error {
 	return nil
 }
 
-// lastBulk returns the bulk bands that could have had stripes on their way when the last epoch ended: the newest ones, as many as
-// those stripes fill, and one more as the first need not be new.
+// lastBulk returns the bulk bands that could have had stripes on their way when the last epoch ended, if that was not in order: the newest
+// ones, as many as those stripes fill, and one more as the first need not be new.
 func (a *Array) lastBulk() (last []*band) {
 	most := 2 + maxBulkAhead*maxCellBlocks/int(a.geo.extentBlocks())
 	for _, b := range slices.Backward(a.sortedBands()) {
@@ -503,10 +512,11 @@ func (a *Array) completeBulk(ctx context.Context) error {
 			if w.goodCells() < int(w.head.data) || !slices.Contains(w.bad[:w.width()], true) {
 				return nil
 			}
-			failed, err := w.rewrite()
+			cells, failed, err := a.mend(w)
 			if err != nil {
 				return err
 			}
+			a.noteMended(cells...)
 			return a.lose(failed, failedRewrite)
 		})
 		if err != nil {

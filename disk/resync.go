@@ -93,7 +93,8 @@ func (a *Array) resyncBand(ctx context.Context, b *band, d *disk, stands func(*h
 		if !stands(&w.head) || w.goodCells() < int(w.head.data) || !slices.Contains(w.bad[:w.width()], true) {
 			return nil
 		}
-		failed, err := w.rewrite()
+		mended, failed, err := a.mend(w)
+		a.noteMended(mended...)
 		if err == nil && slices.Contains(failed, d) {
 			return errors.New("a write failed during resynchronisation")
 		}

@@ -62,7 +62,7 @@ type ScrubStatus struct {
 	Error      string    `json:"error,omitempty"` // why the last attempt did not come to its end
 
 	Read  int64           `json:"-"` // since the array was opened
-	Found map[Verdict]int `json:"-"` // likewise
+	Found map[Verdict]int `json:"-"` // likewise, with what opening it mended
 }
 
 // Scrub sweeps an array in the background: it reads everything, and rewrites what is bad from what is good. Its goroutine ends with
@@ -91,8 +91,8 @@ type Scrub struct {
 	idle    time.Duration // paused since
 	base    int64         // bytes that were behind the pass when it began
 
-	read  int64 // by passes that ended
-	found map[Verdict]int
+	read  int64           // by passes that ended
+	found map[Verdict]int // likewise, and when the array was opened
 }
 
 type speedMark struct {
@@ -102,7 +102,7 @@ type speedMark struct {
 
 // StartScrub begins to look after what the array holds. It is called once.
 func (a *Array) StartScrub(opt ScrubOptions) *Scrub {
-	s := &Scrub{a: a, opt: opt, past: opt.Past.clone(), rate: opt.Rate, changed: make(chan struct{}), found: map[Verdict]int{}}
+	s := &Scrub{a: a, opt: opt, past: opt.Past.clone(), rate: opt.Rate, changed: make(chan struct{}), found: maps.Clone(a.mended.Found)}
 	if !a.scrub.CompareAndSwap(nil, s) {
 		panic("disk: scrub started twice")
 	}
@@ -224,6 +224,7 @@ func (s *Scrub) begin() (*pass, error) {
 	} else {
 		p.goOn(s.past.Current)
 	}
+	p.tellMended()
 	s.asked, s.err, s.pass = false, nil, p
 	s.began, s.idle, s.base = now, 0, p.done.Load()
 	s.free, s.charged, s.speed, s.mark = now, 0, 0, speedMark{at: now}

@@ -711,12 +711,31 @@ func (s *sim) open() error {
 	return nil
 }
 
+// honest returns an error if opening the array called anything bad on a disk that does all that it is told: what a power cut leaves is no damage.
+func (s *sim) honest() error {
+	for i := range s.disks {
+		slot := s.slotOf(i)
+		if slices.Contains(s.suspect, i) || slot < 0 {
+			continue
+		}
+		for _, d := range s.a.mended.Disks {
+			if d.Slot == slot && len(d.Found) > 0 {
+				return fmt.Errorf("disk %d is honest, and a start found %v: %v", i, d.Found, s.a.mended.Faults)
+			}
+		}
+	}
+	return nil
+}
+
 // verify compares the log with the model and takes what it shows as the truth from now on.
 func (s *sim) verify() error {
 	got := s.state.byID()
 	s.say("verify: %d records, %d acknowledged of %d", len(got), s.acked, len(s.ops))
 	if len(s.a.losses) > 0 {
 		return fmt.Errorf("loss of acknowledged stripes reported: %+v", s.a.losses)
+	}
+	if err := s.honest(); err != nil {
+		return err
 	}
 	// What was acknowledged is there, then a prefix of what is in doubt.
 	n := s.acked
