@@ -17,6 +17,7 @@ import (
 	"github.com/minio/crc64nvme"
 	"golang.org/x/crypto/chacha20poly1305"
 
+	"coffer/asm/cbc"
 	"coffer/asm/chacha"
 	"coffer/asm/gcm"
 )
@@ -42,7 +43,7 @@ func registry(cpu *cpuid.CPUInfo) []path {
 	paths := []path{
 		{primitive: AES256GCM, name: "stdlib", newAEAD: newGCM},
 		{primitive: ChaCha20Poly1305, name: "x-crypto", newAEAD: chacha20poly1305.New},
-		{primitive: AES256CBCHMACSHA512, name: "stdlib", newAEAD: newCBCHMAC},
+		{primitive: AES256CBCHMACSHA512, name: "stdlib", newAEAD: newKernel(cbc.New, cbc.Portable)},
 
 		{primitive: ReedSolomon, name: "klauspost", newMatrix: newKlauspost(cpu)},
 		{primitive: ReedSolomon, name: "generic", newMatrix: newGenericMatrix},
@@ -66,6 +67,11 @@ func registry(cpu *cpuid.CPUInfo) []path {
 	for _, k := range chacha.Kernels() {
 		if k != chacha.Portable {
 			paths = append(paths, path{primitive: ChaCha20Poly1305, name: k.String(), needs: k.Needs(), newAEAD: newKernel(chacha.New, k)})
+		}
+	}
+	for _, k := range cbc.Kernels() {
+		if k != cbc.Portable { // on the standard library, and above
+			paths = append(paths, path{primitive: AES256CBCHMACSHA512, name: k.String(), needs: k.Needs(), newAEAD: newKernel(cbc.New, k)})
 		}
 	}
 	return paths
@@ -179,7 +185,7 @@ func specs() []spec {
 	return []spec{
 		aeadSpec(AES256GCM, 32, gcmVectors(), gcmSweep),
 		aeadSpec(ChaCha20Poly1305, 32, chachaVectors(), chachaSweep),
-		aeadSpec(AES256CBCHMACSHA512, cbcHMACKeySize, cbcHMACVectors(), cbcHMACSweep),
+		aeadSpec(AES256CBCHMACSHA512, cbc.KeySize, cbcHMACVectors(), cbcHMACSweep),
 		{
 			primitive: ReedSolomon, ops: []Op{Encode, Reconstruct}, shape: fmt.Sprintf("%d+%d", benchData, benchParity),
 			test: testReedSolomon, bench: benchReedSolomon,

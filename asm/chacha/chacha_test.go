@@ -17,7 +17,7 @@ import (
 // suite is the kernels of this build against x/crypto.
 func suite() *aeadtest.Suite {
 	s := &aeadtest.Suite{
-		Package: "chacha", KeySizes: []int{KeySize}, Group: group, Chunk: chunk, ErrOpen: ErrOpen,
+		Package: "chacha", KeySizes: []int{KeySize}, NonceSize: NonceSize, Overhead: Overhead, TagSize: Overhead, Group: group, Chunk: chunk, ErrOpen: ErrOpen,
 		Reference: chacha20poly1305.New, ReferenceName: "x-crypto",
 	}
 	for _, k := range Kernels() {

@@ -14,7 +14,7 @@ import (
 // suite is the kernels of this build against the standard library.
 func suite() *aeadtest.Suite {
 	s := &aeadtest.Suite{
-		Package: "gcm", KeySizes: []int{16, 32}, Group: group, Chunk: chunk, ErrOpen: ErrOpen, Reference: stdlib, ReferenceName: "stdlib",
+		Package: "gcm", KeySizes: []int{16, 32}, NonceSize: NonceSize, Overhead: Overhead, TagSize: Overhead, Group: group, Chunk: chunk, ErrOpen: ErrOpen, Reference: stdlib, ReferenceName: "stdlib",
 	}
 	for _, k := range Kernels() {
 		x := aeadtest.Kernel{Name: k.String(), Slow: k == Portable, New: func(key []byte) (cipher.AEAD, error) { return New(k, key) }}

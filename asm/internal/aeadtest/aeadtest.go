@@ -14,12 +14,6 @@ import (
 	"testing"
 )
 
-// Overhead and NonceSize are those of all AEADs here, in bytes.
-const (
-	Overhead  = 16
-	NonceSize = 12
-)
-
 // Kernel is an implementation under test.
 type Kernel struct {
 	Name string
@@ -32,12 +26,25 @@ type Kernel struct {
 type Suite struct {
 	Package       string // prefix of panics
 	KeySizes      []int  // in bytes
+	NonceSize     int    // in bytes
+	Overhead      int    // the most that Seal adds, in bytes
+	TagSize       int    // in bytes
+	BlockSize     int    // texts are padded to the next multiple of it, by at least a byte; 0: not
+	ProvesFirst   bool   // an Open that fails leaves its output alone, where others clear it
 	Group         int    // bytes that a kernel works on at a time
 	Chunk         int    // bytes of a call
 	ErrOpen       error
 	Kernels       []Kernel
 	Reference     func(key []byte) (cipher.AEAD, error)
 	ReferenceName string
+}
+
+// sealed is how many bytes a text of n becomes.
+func (s *Suite) sealed(n int) int {
+	if s.BlockSize > 0 {
+		n += s.BlockSize - n%s.BlockSize
+	}
+	return n + s.TagSize
 }
 
 // each runs f for all kernels that run here, and says which are skipped.
@@ -128,9 +135,9 @@ func (m Message) Check(a cipher.AEAD, r Random) error {
 	plain, aad := r.copied(m.Plain, n), r.copied(m.AAD, len(m.AAD))
 	sealed := r.copied(m.Sealed, len(m.Sealed))
 	for _, inPlace := range []bool{false, true} {
-		in, out := plain, r.field(n+Overhead)
+		in, out := plain, r.field(len(m.Sealed))
 		if inPlace {
-			in = r.copied(m.Plain, n+Overhead)
+			in = r.copied(m.Plain, len(m.Sealed))
 			out = in
 		}
 		got := a.Seal(out.bytes()[:0], m.Nonce, in.bytes()[:n], aad.bytes())
@@ -146,7 +153,7 @@ func (m Message) Check(a cipher.AEAD, r Random) error {
 
 		in, out = sealed, r.field(n)
 		if inPlace {
-			in = r.copied(m.Sealed, n+Overhead)
+			in = r.copied(m.Sealed, len(m.Sealed))
 			out = in
 		}
 		got, err := a.Open(out.bytes()[:0], m.Nonce, in.bytes(), aad.bytes())
@@ -220,7 +227,7 @@ func (s *Suite) testReference(t *testing.T) {
 					continue // it is slow, and has no groups
 				}
 				key := r.Read(keySize)
-				m := Message{Nonce: r.Read(NonceSize), Plain: r.Read(n), AAD: r.Read(r.IntN(201))}
+				m := Message{Nonce: r.Read(s.NonceSize), Plain: r.Read(n), AAD: r.Read(r.IntN(201))}
 				m.Sealed = s.reference(t, key).Seal(nil, m.Nonce, m.Plain, m.AAD)
 				if err := m.Check(k.aead(t, key), r); err != nil {
 					t.Fatalf("key of %d, %d bytes, additional %d: %v", keySize, n, len(m.AAD), err)
@@ -239,7 +246,7 @@ func (s *Suite) testAdditionalData(t *testing.T) {
 			if k.Slow && n > 1000 {
 				break
 			}
-			m := Message{Nonce: r.Read(NonceSize), Plain: r.Read(n % 37), AAD: r.Read(n)}
+			m := Message{Nonce: r.Read(s.NonceSize), Plain: r.Read(n % 37), AAD: r.Read(n)}
 			m.Sealed = std.Seal(nil, m.Nonce, m.Plain, m.AAD)
 			if err := m.Check(a, r); err != nil {
 				t.Fatalf("additional data of %d bytes: %v", n, err)
@@ -253,17 +260,17 @@ func (s *Suite) testAppends(t *testing.T) {
 		r := NewRandom(5)
 		key := s.key(r, 1)
 		a, std := k.aead(t, key), s.reference(t, key)
-		nonce, aad := r.Read(NonceSize), r.Read(20)
+		nonce, aad := r.Read(s.NonceSize), r.Read(20)
 		for _, n := range []int{0, 1, 16, 100, 1000} {
 			plain, prefix := r.Read(n), r.Read(7)
 			sealed := std.Seal(nil, nonce, plain, aad)
-			for _, room := range []int{0, n, n + Overhead - 1, n + Overhead, n + 100} {
+			for _, room := range []int{0, n, s.sealed(n) - 1, s.sealed(n), n + 100} {
 				dst := append(make([]byte, 0, len(prefix)+room), prefix...)
 				got := a.Seal(dst, nonce, plain, aad)
 				if !bytes.Equal(got, slices.Concat(prefix, sealed)) {
 					t.Errorf("seal %d bytes with room for %d: wrong answer", n, room)
 				}
-				if same := &got[0] == &dst[0]; same != (room >= n+Overhead) {
+				if same := &got[0] == &dst[0]; same != (room >= s.sealed(n)) {
 					t.Errorf("seal %d bytes with room for %d: same buffer %v", n, room, same)
 				}
 				got, err := a.Open(dst, nonce, sealed, aad)
@@ -294,9 +301,12 @@ func Panics(f func()) (with string) {
 
 // testOverlap compares with the standard library's GCM which ways buffers may lie to each other, and the answers with the reference's.
 func (s *Suite) testOverlap(t *testing.T) {
+	if s.BlockSize > 0 {
+		t.Skip("its output is longer than that of GCM")
+	}
 	s.each(t, func(t *testing.T, k Kernel) {
 		r := NewRandom(6)
-		key, nonce := r.Read(32), r.Read(NonceSize)
+		key, nonce := s.key(r, 1), r.Read(s.NonceSize)
 		a, ref := k.aead(t, key), s.reference(t, key)
 		block, err := aes.NewCipher(key)
 		if err != nil {
@@ -317,7 +327,7 @@ func (s *Suite) testOverlap(t *testing.T) {
 				return func() { a.Seal(b[out:out], nonce, b[in:in+n], b[extra:extra+m]) }
 			}
 			open := func(a cipher.AEAD, b []byte) func() {
-				return func() { a.Open(b[out:out], nonce, b[in:in+n+Overhead], b[extra:extra+m]) }
+				return func() { a.Open(b[out:out], nonce, b[in:in+s.sealed(n)], b[extra:extra+m]) }
 			}
 			for i, f := range []func(cipher.AEAD, []byte) func(){seal, open} {
 				b := r.Read(128)
@@ -348,7 +358,7 @@ func (s *Suite) testOverlap(t *testing.T) {
 // testKeyIsCopied: callers wipe their key as soon as they have the AEAD.
 func (s *Suite) testKeyIsCopied(t *testing.T) {
 	s.each(t, func(t *testing.T, k Kernel) {
-		key, nonce := NewRandom(7).Read(32), make([]byte, NonceSize)
+		key, nonce := s.key(NewRandom(7), 1), make([]byte, s.NonceSize)
 		want := s.reference(t, key).Seal(nil, nonce, nil, nil)
 		a := k.aead(t, key)
 		clear(key)
@@ -368,22 +378,28 @@ func (s *Suite) testForgeries(t *testing.T) {
 			}
 			key := s.key(r, n)
 			a := k.aead(t, key)
-			nonce, aad, plain := r.Read(NonceSize), r.Read(1+n%90), r.Read(n)
+			nonce, aad, plain := r.Read(s.NonceSize), r.Read(1+n%90), r.Read(n)
 			sealed := a.Seal(nil, nonce, plain, aad)
 			var buffer []byte
 			refused := func(what string, nonce, sealed, aad []byte) {
 				t.Helper()
 				for _, inPlace := range []bool{false, true} {
 					// Text that is not to be seen may be in the memory already.
-					buffer = append(append(append(buffer[:0], "prefix"...), plain...), make([]byte, Overhead)...)
+					buffer = append(append(append(buffer[:0], "prefix"...), plain...), make([]byte, s.sealed(n)-n)...)
 					in := sealed
 					if inPlace {
 						in = append(buffer[:6], sealed...)[6:]
 					}
-					out := max(len(sealed)-Overhead, 0)
+					out := max(len(sealed)-s.TagSize, 0)
 					got, err := a.Open(buffer[:6], nonce, in, aad)
 					if got != nil || !errors.Is(err, s.ErrOpen) {
 						t.Fatalf("%d bytes, %s altered, in place %v: accepted, %v", n, what, inPlace, err)
+					}
+					if s.ProvesFirst {
+						if !inPlace && !bytes.Equal(buffer[6:6+n], plain) || inPlace && !bytes.Equal(in, sealed) {
+							t.Fatalf("%d bytes, %s altered, in place %v: output touched", n, what, inPlace)
+						}
+						continue
 					}
 					if string(buffer[:6]) != "prefix" || !bytes.Equal(buffer[6:6+out], make([]byte, out)) {
 						t.Fatalf("%d bytes, %s altered, in place %v: output not cleared", n, what, inPlace)
@@ -397,8 +413,8 @@ func (s *Suite) testForgeries(t *testing.T) {
 					p[bit/8] ^= 1 << (bit % 8)
 				}
 			}
-			flips("tag", sealed[n:], all(8*Overhead))
-			flips("nonce", nonce, all(8*NonceSize))
+			flips("tag", sealed[len(sealed)-s.TagSize:], all(8*s.TagSize))
+			flips("nonce", nonce, all(8*s.NonceSize))
 			flips("additional data", aad, all(8*len(aad)))
 			if n > 0 {
 				flips("text", sealed[:n], []int{0, 8*n - 1})
@@ -435,32 +451,32 @@ func after(text string) string {
 // testMisuse: nonces and messages of a wrong length, and keys.
 func (s *Suite) testMisuse(t *testing.T) {
 	s.each(t, func(t *testing.T, k Kernel) {
-		for size := range 65 {
+		for size := range 81 {
 			if _, err := k.New(make([]byte, size)); (err == nil) != slices.Contains(s.KeySizes, size) {
 				t.Errorf("key of %d bytes: %v", size, err)
 			}
 		}
 		a := k.aead(t, make([]byte, s.KeySizes[0]))
-		if a.NonceSize() != NonceSize || a.Overhead() != Overhead {
+		if a.NonceSize() != s.NonceSize || a.Overhead() != s.Overhead {
 			t.Errorf("nonce of %d bytes, overhead of %d", a.NonceSize(), a.Overhead())
 		}
-		for _, size := range []int{0, NonceSize - 1, NonceSize + 1, 16} {
+		for _, size := range []int{0, s.NonceSize - 1, s.NonceSize + 1, 24} {
 			for _, f := range []func(){
 				func() { a.Seal(nil, make([]byte, size), nil, nil) },
-				func() { a.Open(nil, make([]byte, size), make([]byte, 16), nil) },
+				func() { a.Open(nil, make([]byte, size), make([]byte, s.sealed(0)), nil) },
 			} {
 				if p := Panics(f); p != s.Package+": incorrect nonce length" {
 					t.Errorf("nonce of %d bytes: panic %q", size, p)
 				}
 			}
 		}
-		for n := range Overhead {
-			if _, err := a.Open(nil, make([]byte, NonceSize), make([]byte, n), nil); !errors.Is(err, s.ErrOpen) {
+		for n := range s.sealed(0) {
+			if _, err := a.Open(nil, make([]byte, s.NonceSize), make([]byte, n), nil); !errors.Is(err, s.ErrOpen) {
 				t.Errorf("open %d bytes: %v", n, err)
 			}
 		}
 		a.(interface{ Wipe() }).Wipe()
-		if p := Panics(func() { a.Seal(nil, make([]byte, NonceSize), nil, nil) }); p != s.Package+": key was wiped" {
+		if p := Panics(func() { a.Seal(nil, make([]byte, s.NonceSize), nil, nil) }); p != s.Package+": key was wiped" {
 			t.Errorf("after Wipe: panic %q", p)
 		}
 	})
@@ -475,17 +491,17 @@ func (s *Suite) Allocations(t *testing.T) {
 		r := NewRandom(9)
 		key := s.key(r, 1)
 		a := k.aead(t, key)
-		var nonce [NonceSize]byte
-		buffer, aad := make([]byte, 70000, 70000+Overhead), r.Read(100)
+		nonce := r.Read(s.NonceSize)
+		buffer, aad := make([]byte, 70000, 70000+s.Overhead), r.Read(100)
 		for _, n := range []int{0, 100, 70000} {
 			for _, m := range []int{0, 45, 100} {
-				sealed := a.Seal(nil, nonce[:], buffer[:n], aad[:m])
+				sealed := a.Seal(nil, nonce, buffer[:n], aad[:m])
 				out := make([]byte, 0, n)
-				if c := testing.AllocsPerRun(20, func() { a.Seal(buffer[:0], nonce[:], buffer[:n], aad[:m]) }); c != 0 {
+				if c := testing.AllocsPerRun(20, func() { a.Seal(buffer[:0], nonce, buffer[:n], aad[:m]) }); c != 0 {
 					t.Errorf("seal %d bytes, additional %d: %v allocations", n, m, c)
 				}
 				if c := testing.AllocsPerRun(20, func() {
-					if _, err := a.Open(out, nonce[:], sealed, aad[:m]); err != nil {
+					if _, err := a.Open(out, nonce, sealed, aad[:m]); err != nil {
 						t.Fatal(err)
 					}
 				}); c != 0 {

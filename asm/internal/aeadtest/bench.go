@@ -24,11 +24,11 @@ func (s *Suite) measured() []Kernel {
 }
 
 // operation returns what seals or opens a message of n bytes once.
-func operation(b *testing.B, k Kernel, op string, n int) func() {
+func (s *Suite) operation(b *testing.B, k Kernel, op string, n int) func() {
 	r := NewRandom(1)
-	a := k.aead(b, r.Read(32))
-	nonce, plain, aad := r.Read(NonceSize), r.Read(n), r.Read(benchAAD)
-	out := make([]byte, 0, n+Overhead)
+	a := k.aead(b, s.key(r, 1))
+	nonce, plain, aad := r.Read(s.NonceSize), r.Read(n), r.Read(benchAAD)
+	out := make([]byte, 0, s.sealed(n))
 	if op == "Seal" {
 		return func() { a.Seal(out, nonce, plain, aad) }
 	}
@@ -46,7 +46,7 @@ func (s *Suite) Benchmark(b *testing.B) {
 		for _, k := range s.measured() {
 			for _, n := range benchSizes {
 				b.Run(fmt.Sprintf("%s/%s/%d", op, k.Name, n), func(b *testing.B) {
-					f := operation(b, k, op, n)
+					f := s.operation(b, k, op, n)
 					b.SetBytes(int64(n))
 					b.ReportAllocs()
 					for b.Loop() {
@@ -58,7 +58,7 @@ func (s *Suite) Benchmark(b *testing.B) {
 	}
 	for _, k := range s.measured() {
 		b.Run("New/"+k.Name, func(b *testing.B) {
-			key := make([]byte, 32)
+			key := make([]byte, s.KeySizes[len(s.KeySizes)-1])
 			b.ReportAllocs()
 			for b.Loop() {
 				k.New(key)
@@ -78,11 +78,11 @@ func (s *Suite) Ratio(b *testing.B) {
 				b.Run(fmt.Sprintf("%s/%s/%d", op, k.Name, n), func(b *testing.B) {
 					work := [2]func(){}
 					for j, x := range []Kernel{all[0], k} {
-						work[j] = operation(b, x, op, n)
+						work[j] = s.operation(b, x, op, n)
 						if op == "NewSeal" {
 							r := NewRandom(2)
-							key, nonce, plain, aad := r.Read(32), r.Read(NonceSize), r.Read(n), r.Read(benchAAD)
-							out := make([]byte, 0, n+Overhead)
+							key, nonce, plain, aad := s.key(r, 1), r.Read(s.NonceSize), r.Read(n), r.Read(benchAAD)
+							out := make([]byte, 0, s.sealed(n))
 							work[j] = func() {
 								a, err := x.New(key)
 								if err != nil {
@@ -129,8 +129,8 @@ func (s *Suite) Cold(b *testing.B) {
 		for _, op := range []string{"Seal", "Open"} {
 			b.Run(op+"/"+k.Name, func(b *testing.B) {
 				r := NewRandom(1)
-				a := k.aead(b, r.Read(32))
-				nonce, aad := r.Read(NonceSize), r.Read(benchAAD)
+				a := k.aead(b, s.key(r, 1))
+				nonce, aad := r.Read(s.NonceSize), r.Read(benchAAD)
 				cold := make([]byte, 512<<20)
 				hot := r.Read(size)
 				for at := 0; at < len(cold); at += size {

@@ -17,7 +17,7 @@ func (s *Suite) UnderCollection(t *testing.T, onStack func(a cipher.AEAD, m Mess
 		var messages []Message
 		for _, n := range []int{0, 1, 40, 600, 3000} {
 			for _, m := range []int{0, 13, 64, 65, 300} {
-				x := Message{Nonce: r.Read(NonceSize), Plain: r.Read(n), AAD: r.Read(m)}
+				x := Message{Nonce: r.Read(s.NonceSize), Plain: r.Read(n), AAD: r.Read(m)}
 				x.Sealed = ref.Seal(nil, x.Nonce, x.Plain, x.AAD)
 				messages = append(messages, x)
 			}

@@ -41,7 +41,7 @@ func (g guarded) edge(n int, end bool) []byte {
 // testGuardPages has all buffers end, and then begin, where the next byte faults.
 func (s *Suite) testGuardPages(t *testing.T) {
 	largest := 2*s.Chunk + 100
-	in, out, aad := newGuarded(t, largest+Overhead), newGuarded(t, largest+Overhead), newGuarded(t, largest)
+	in, out, aad := newGuarded(t, largest+s.Overhead), newGuarded(t, largest+s.Overhead), newGuarded(t, largest)
 	s.each(t, func(t *testing.T, k Kernel) {
 		defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 		r := NewRandom(11)
@@ -49,7 +49,7 @@ func (s *Suite) testGuardPages(t *testing.T) {
 			key := r.Read(keySize)
 			a, std := k.aead(t, key), s.reference(t, key)
 			try := func(n, m int, end bool) {
-				x := Message{Nonce: r.Read(NonceSize), Plain: r.Read(n), AAD: r.Read(m)}
+				x := Message{Nonce: r.Read(s.NonceSize), Plain: r.Read(n), AAD: r.Read(m)}
 				x.Sealed = std.Seal(nil, x.Nonce, x.Plain, x.AAD)
 				var err error
 				if p := Panics(func() { err = x.atEdges(a, in, out, aad, end) }); p != "" || err != nil {
@@ -76,12 +76,12 @@ func (s *Suite) testGuardPages(t *testing.T) {
 func (m Message) atEdges(a cipher.AEAD, in, out, aad guarded, end bool) error {
 	n, extra := len(m.Plain), aad.edge(len(m.AAD), end)
 	copy(extra, m.AAD)
-	plain, dst := in.edge(n, end), out.edge(n+Overhead, end)
+	plain, dst := in.edge(n, end), out.edge(len(m.Sealed), end)
 	copy(plain, m.Plain)
 	if got := a.Seal(dst[:0], m.Nonce, plain, extra); !bytes.Equal(got, m.Sealed) {
 		return fmt.Errorf("seal: %w", Differ(got, m.Sealed))
 	}
-	sealed, dst := in.edge(n+Overhead, end), out.edge(n, end)
+	sealed, dst := in.edge(len(m.Sealed), end), out.edge(n, end)
 	copy(sealed, m.Sealed)
 	got, err := a.Open(dst[:0], m.Nonce, sealed, extra)
 	if err != nil {

@@ -31,20 +31,20 @@ func engine(t testing.TB) *hw.Engine {
 	return e
 }
 
-// engines has one engine for each path of AES-256-GCM that works here, by the path's name. Which of them seals is decided by speed, so
+// engines has one engine for each path of an AEAD that works here, by the path's name. Which of them seals is decided by speed, so
 // each is tested under its user.
 func engines(t *testing.T) map[string]*hw.Engine {
 	t.Helper()
 	es := map[string]*hw.Engine{}
 	for _, p := range engine(t).Report().Paths {
-		if p.Primitive != hw.AES256GCM || p.SelfTest != "pass" {
+		if _, aead := ByPrimitive(p.Primitive); !aead || p.SelfTest != "pass" {
 			continue
 		}
-		e, err := hw.Probe(hw.Options{SkipBench: true, Pin: map[hw.Primitive]string{hw.AES256GCM: p.Path}})
+		e, err := hw.Probe(hw.Options{SkipBench: true, Pin: map[hw.Primitive]string{p.Primitive: p.Path}})
 		if err != nil {
 			t.Fatal(err)
 		}
-		es[p.Path] = e
+		es[string(p.Primitive)+" "+p.Path] = e
 	}
 	return es
 }
