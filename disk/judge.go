@@ -164,7 +164,8 @@ type heldSuper struct {
 
 // judgeSupers judges the copies of disks to which nothing was written yet. Copies are written one after the other, each on all disks at once:
 // when the power failed, at most those of one number were on their way, on the disks that are at the same epoch. That number is taken which
-// explains all that is found on most disks.
+// explains all that is found on most disks. Of several starts that were cut short one after the other, while disks came and went, what is left
+// can be more than one number explains: then a copy is called bad that was only on its way, and rewritten like one that was.
 func judgeSupers(raws []rawSuper, wants []*superblock, key []byte) [][superCopies]copyVerdict {
 	verdicts := make([][superCopies]copyVerdict, len(raws))
 	held, byEpoch := make([]heldSuper, len(raws)), map[epoch][]int{}

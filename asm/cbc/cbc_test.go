@@ -136,7 +136,11 @@ func mustNew(t testing.TB, k Kernel, key []byte) *AEAD {
 func TestMany(t *testing.T) {
 	each(t, func(t *testing.T, k Kernel) {
 		r := aeadtest.NewRandom(1)
-		for round := range 300 {
+		rounds := 120
+		if testing.Short() {
+			rounds = 20
+		}
+		for round := range rounds {
 			key := r.Read(KeySize)
 			a, ref := mustNew(t, k, key), draft{key}
 			segments, want := make([]Segment, r.IntN(40)), make([][]byte, 40)
