@@ -268,7 +268,8 @@ func TestSilentDisk(t *testing.T) {
 					}
 				})
 				began := time.Now()
-				f.run(c.hangs/1000+time.Millisecond, 1000) // all of it is acknowledged, or the test fails
+				const long = 3 * time.Second
+				f.run(long, 1000) // all of it is acknowledged, or the test fails
 				took := time.Since(began)
 				for _, i := range c.disks {
 					d := f.a.Status().Disks[i]
@@ -276,7 +277,8 @@ func TestSilentDisk(t *testing.T) {
 						t.Errorf("disk %d is %s (%s)", i, d.State, d.Reason)
 					}
 				}
-				if most := (silentAfter + 2) * healthEvery; c.fence && took > most {
+				// It may have answered something else until the end.
+				if most := long + (silentAfter+2)*healthEvery; c.fence && took > most {
 					t.Errorf("callers waited %v, more than %v", took, most)
 				}
 			})
