@@ -97,8 +97,8 @@ func (b *bench) repairRounds(ctx context.Context, r *repairSeries, what string) 
 	}
 	defer func() { err = errors.Join(err, p.close()) }()
 	stripes := pick(b, 384, 48)
-	if what == "foreground/writes" {
-		stripes = writtenAtOnce // the others are to find room
+	if what == "foreground/writes" || what == "foreground/appends" {
+		stripes = pick(b, 128, 24) // what is written meanwhile is to find room
 	}
 	where, err := writeStripes(ctx, bed.array, stripes)
 	if err != nil {
@@ -185,7 +185,7 @@ func (b *bench) rebuild(ctx context.Context, bed *bed, slot int, began func()) (
 }
 
 // writtenAtOnce is how many stripes are written in a turn: all turns must fit on the disks.
-const writtenAtOnce = 40
+const writtenAtOnce = 16
 
 // foreground is callers that read stripes or append small records for a slice of time, or until done is closed, or write some stripes.
 func (b *bench) foreground(ctx context.Context, bed *bed, where []disk.Stripe, kind string) func(done <-chan struct{}, s *series) error {
